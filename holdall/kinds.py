@@ -1,0 +1,81 @@
+"""Kinds: what every method of a sort promises. A room declares one to three of them in its `base.py`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from holdall.budget import Budget
+from holdall.method import Method
+
+if TYPE_CHECKING:
+    from holdall.packed import Packed
+
+Spend = Budget | str | int | float | None  # what a user may write for a budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec(Method):
+    """Packs a thing into bytes and gives it back, exactly (`lossless`) or nearly.
+
+    A room's base also says how its thing is read from a file and written back, so that `holdall.pack` and the
+    command line need to know nothing about rooms.
+    """
+
+    kind: ClassVar[str] = "codec"
+    lossless: ClassVar[bool] = False
+
+    @abstractmethod
+    def encode(self, x: Any, budget: Spend = None, *, to: str | None = None) -> Packed:
+        """Pack `x` within the budget, or raise BudgetError with the least that would do.
+
+        to: a path or URL; the artefact is then written there (streaming, where the method can) and comes back
+        lazily opened.
+        """
+
+    @abstractmethod
+    def decode(self, packed: Packed) -> Any:
+        """What was packed."""
+
+    @classmethod
+    def sniff(cls, url: str, head: bytes) -> bool:
+        """Whether a file of this name that starts with `head` (up to 64 kB) belongs into this room."""
+        return False
+
+    @classmethod
+    def read_input(cls, url: str) -> Any:
+        """The room's thing, from a file."""
+        raise TypeError(f"{cls.full_name()} does not read files")
+
+    @classmethod
+    def write_output(cls, x: Any, url: str) -> None:
+        """The room's thing, back into a file; whole or not at all."""
+        raise TypeError(f"{cls.full_name()} does not write files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector(Method):
+    """Keeps the items of a thing that matter. A method writes `score`, and may write `merge`.
+
+    The thing, `x`, has `count` (items to choose from in each row), `each` (bytes of one item, all rows
+    together), `elements` (numbers in one item), `shape` (of the scores) and `take(kept)`.
+    """
+
+    kind: ClassVar[str] = "selector"
+
+    @abstractmethod
+    def score(self, x: Any) -> Any:
+        """[..., count], higher = keep; +inf = always, -inf = never while there is another."""
+
+    def merge(self, x: Any, kept: Any) -> Any:
+        """`x.take(kept)`, with what was dropped folded into it where the method does that."""
+        return x.take(kept)
+
+    def least(self, x: Any) -> int:
+        """The fewest items a row that the method can work with."""
+        return 1
+
+    @abstractmethod
+    def select(self, x: Any, budget: Spend = None) -> Any:
+        """A smaller `x`, in the same order, that shares no memory with the large one."""

@@ -1,0 +1,86 @@
+"""pack and unpack: the two verbs that work on any artefact, because each room's base reads and writes its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from holdall.errors import BadInput, CorruptArtefact
+from holdall.files import is_local, local_path, open_stream
+from holdall.kinds import Codec, Spend
+from holdall.method import Method
+from holdall.registry import get, methods, rooms
+
+if TYPE_CHECKING:
+    from holdall.packed import Packed
+
+_HEAD = 64 << 10
+
+
+def codec_for(url: str) -> Codec:
+    """The default codec of the room that knows this file: the first codec that the room imports."""
+    with open_stream(url) as f:
+        head = f.read(_HEAD)
+    for room in rooms():
+        for cls in methods(room).values():
+            if issubclass(cls, Codec) and cls.sniff(url, head):
+                return cls()
+    wanted = "a log, or a model (GGUF, safetensors, Hugging Face folder); or name a method with --with"
+    raise BadInput("file", url, wanted)
+
+
+def pack(source: Any, with_: Method | str | None = None, budget: Spend = None, to: str | None = None) -> Packed:
+    """Pack a file (path or fsspec URL) or the room's own object.
+
+    with_: a method, its name, or None to sniff the room and take its default.
+    budget: "25%", "1.5GB", "3bit", bytes as an int, or None for the paper's own operating point.
+    to: where to write the `.hold` file; it then comes back lazily opened.
+    Raises BudgetError, BadInput; the source is never modified and nothing half-written is left.
+    """
+    if isinstance(source, str) and to is not None and same_file(source, to):
+        raise BadInput("output", to, "another file than the input")
+    if with_ is None:
+        if not isinstance(source, str):
+            raise BadInput("method", "none", "a method: only files are sniffed")
+        method: Any = codec_for(source)
+    else:
+        method = get(with_)() if isinstance(with_, str) else with_
+    if not isinstance(method, Codec):
+        raise BadInput("method", method.full_name(), "one that packs (a codec)")
+    x = type(method).read_input(source) if isinstance(source, str) else source
+    return method.encode(x, budget, to=to)
+
+
+def unpack(source: str | Packed, to: str | None = None) -> Any:
+    """Decode a `.hold` file or Packed; with `to`, write what was packed to that path or URL and return None."""
+    from holdall.packed import Packed
+
+    if isinstance(source, str) and to is not None and same_file(source, to):
+        raise BadInput("output", to, "another file than the input")
+    packed = Packed.open(source) if isinstance(source, str) else source
+    method = method_of(packed, str(source))
+    x = method.decode(packed)
+    if to is None:
+        return x
+    return type(method).write_output(x, to)
+
+
+def method_of(packed: Packed, path: str = "artefact") -> Codec:
+    """The recipe that is written in the artefact."""
+    told = packed.meta.get("method")
+    if not isinstance(told, dict) or not isinstance(told.get("method"), str):
+        raise CorruptArtefact(path, "its header names no method")
+    try:
+        method = Method.from_dict(told)
+    except TypeError as fault:  # a knob that this version does not know
+        raise CorruptArtefact(path, f"its method has knobs that this Holdall does not know ({fault})") from fault
+    if not isinstance(method, Codec):
+        raise CorruptArtefact(path, f"{told['method']} does not decode anything")
+    return method
+
+
+def same_file(a: str, b: str) -> bool:
+    """Whether two paths or URLs name one file."""
+    if is_local(a) and is_local(b):
+        pa, pb = local_path(a), local_path(b)
+        return pa.resolve() == pb.resolve() or (pa.exists() and pb.exists() and pa.samefile(pb))
+    return a == b
