@@ -67,15 +67,20 @@ class Report:
     def to_json(self, **more: Any) -> str:
         return json.dumps({**self.to_dict(), **more}, indent=1)
 
-    def as_table(self, measures: Sequence[str] | None = None, title: str = "") -> str:
-        """Plain text: a row a subject, a column a measure, and its ratio to the baseline in brackets."""
+    def cells(self, measures: Sequence[str] | None = None) -> list[list[str]]:
+        """The table as text cells: a heading, then a line a subject."""
         shown = list(measures or self.measures())
         lines = [["", *(m.replace("_", " ") for m in shown)]]
-        for subject, row in self.rows.items():
-            lines.append([subject, *(self._cell(subject, row, m) for m in shown)])
+        return lines + [[s, *(self._cell(s, row, m) for m in shown)] for s, row in self.rows.items()]
+
+    def as_table(self, measures: Sequence[str] | None = None, title: str = "") -> str:
+        """Plain text: a row a subject, a column a measure, and its ratio to the baseline in brackets."""
+        lines = self.cells(measures)
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        text = ["  ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(ln, widths, strict=True)))
-                for ln in lines]  # fmt: skip
+        text = []
+        for first, *rest in lines:
+            padded = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
+            text.append("  ".join([first.ljust(widths[0]), *padded]))
         text.insert(1, "  ".join("-" * w for w in widths))
         return "\n".join([title, *text] if title else text)
 
