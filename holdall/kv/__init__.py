@@ -1,0 +1,16 @@
+"""kv: a context that is too long.
+
+A language model remembers what it has read as a key and a value for every token, layer and key/value head: 23 kB
+a token in half precision for a model of 135 million weights, 128 kB for one of 8 billion. This room holds that memory
+within a budget. A method scores the entries of a layer; the base keeps the best in each head and frees the others.
+`holdall.dropins.transformers.Cache` puts any method and budget into `model.generate`.
+"""
+
+from holdall.kv.base import KVSelector
+from holdall.kv.entries import Entries
+from holdall.kv.none import Nothing
+from holdall.kv.random import Random
+from holdall.kv.recent import Recent
+from holdall.kv.snapkv import SnapKV
+
+__all__ = ["Entries", "KVSelector", "Nothing", "Random", "Recent", "SnapKV"]

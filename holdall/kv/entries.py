@@ -1,0 +1,158 @@
+"""Entries: what one layer of a KV cache holds, or is asked to give up."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from holdall.errors import BadInput
+from holdall.optional import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch", extra="kv")
+
+POSITION_BYTES = 4  # int32, an entry
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Entries:
+    """Keys and values of one layer, in the order of their positions, and what a method may look at to choose.
+
+    Held by the cache, and counted by `nbytes`: keys [B, H, T, D] and values [B, H, T, E] of the H key/value
+    heads; positions [B, H, T] int32, the column of each entry in the (padded) sequence, ascending; None where
+    the entries are all the columns from `first` on, which is so until a method drops something.
+    Shown to the method and then forgotten: queries [B, G*H, W, D], the last W queries after any rotation, and
+    their columns query_positions [B, W] (-1: no query there); valid [B, H, T], False where the latest query may
+    not look (padding, out of a sliding window); scale, the factor of the scores (None: 1/sqrt(D)).
+    seen: tokens that went by, dropped ones included (None: first + T). reach: how many of the last tokens a new
+    one may look back at (a sliding window less one; None: all). layer: which layer of the model this is.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor | None = None
+    queries: Tensor | None = None
+    query_positions: Tensor | None = None
+    valid: Tensor | None = None
+    scale: float | None = None
+    first: int = 0
+    seen: int | None = None
+    reach: int | None = None
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keys.ndim != 4 or self.keys.shape[:3] != self.values.shape[:3]:
+            got = f"keys {tuple(self.keys.shape)}, values {tuple(self.values.shape)}"
+            raise BadInput("KV entries", got, "both [batch, heads, tokens, dimension], alike but for the last")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[B, H, T]: of the scores."""
+        b, h, t = self.keys.shape[:3]
+        return b, h, t
+
+    @property
+    def count(self) -> int:
+        """Entries that a head holds."""
+        return self.keys.shape[2]
+
+    @property
+    def elements(self) -> int:
+        """Numbers in one entry of every head and row together."""
+        return self.shape[0] * self.shape[1] * (self.keys.shape[3] + self.values.shape[3])
+
+    @property
+    def each(self) -> int:
+        """Bytes of one kept entry of every head and row together, its positions included."""
+        return self.elements * self.keys.element_size() + self.shape[0] * self.shape[1] * POSITION_BYTES
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that went by, dropped ones included."""
+        return self.first + self.count if self.seen is None else self.seen
+
+    @property
+    def original(self) -> int:
+        """Bytes that a cache which keeps every token within reach would have now."""
+        tokens = self.tokens if self.reach is None else min(self.tokens, self.reach)
+        return tokens * self.elements * self.keys.element_size()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: what decoding needs."""
+        held = (t for t in (self.keys, self.values, self.positions) if t is not None)
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def where(self) -> Tensor:
+        """The column of each entry, [B, H, T]."""
+        if self.positions is not None:
+            return self.positions
+        columns = torch.arange(self.count, dtype=torch.int32, device=self.keys.device) + self.first
+        return columns.expand(self.shape)
+
+    def shown(self) -> Tensor:
+        """`valid`, also where it was not given, [B, H, T]."""
+        if self.valid is not None:
+            return self.valid.expand(self.shape)
+        return torch.ones((), dtype=torch.bool, device=self.keys.device).expand(self.shape)
+
+    def take(self, kept: Tensor) -> Entries:
+        """The entries at the indices `kept` [B, H, C] (ascending), copied: the large tensors can be freed."""
+        b, h, c = kept.shape
+        at = kept[..., None]
+        shown = None if self.valid is None else self.shown().gather(2, kept)
+        keys = self.keys.gather(2, at.expand(b, h, c, self.keys.shape[3]))  # [B, H, C, D]
+        values = self.values.gather(2, at.expand(b, h, c, self.values.shape[3]))  # [B, H, C, E]
+        if shown is not None:  # a hidden entry has weight 0, but 0 * NaN is NaN
+            keys.masked_fill_(~shown[..., None], 0)
+            values.masked_fill_(~shown[..., None], 0)
+        where = self.where().gather(2, kept)
+        return self.but(keys=keys, values=values, positions=where, valid=shown, seen=self.tokens)
+
+    def within_reach(self) -> Entries:
+        """Without the oldest entries that no later token can look at; itself if there are none of these."""
+        dead = 0 if self.reach is None else self.count - self.reach
+        if dead <= 0 or self.positions is not None:
+            return self
+        return self.but(
+            keys=self.keys[:, :, dead:].clone(),
+            values=self.values[:, :, dead:].clone(),
+            valid=None if self.valid is None else self.shown()[:, :, dead:],
+            first=self.first + dead,
+            seen=self.tokens,
+        )
+
+    def copy(self) -> Entries:
+        """The same, sharing no memory."""
+        tensors = {k: v.clone() for k, v in vars(self).items() if hasattr(v, "clone")}
+        return self.but(**tensors, seen=self.tokens)
+
+    def held(self) -> Entries:
+        """Only what a cache must hold, without what was shown to the method."""
+        return self.but(queries=None, query_positions=None, valid=None)
+
+    def append(self, keys: Tensor, values: Tensor) -> Entries:
+        """With newer entries behind, at the columns that follow the last token seen."""
+        new = keys.shape[2]
+        where = None
+        if self.positions is not None:
+            columns = torch.arange(self.tokens, self.tokens + new, dtype=torch.int32, device=keys.device)
+            where = torch.cat([self.positions, columns.expand(*self.shape[:2], new)], dim=2)
+        return self.but(
+            keys=torch.cat([self.keys, keys], dim=2),
+            values=torch.cat([self.values, values], dim=2),
+            positions=where,
+            seen=self.tokens + new,
+        )
+
+    def rows(self, change: Any) -> Entries:
+        """`change` applied to each tensor's first axis, the batch."""
+        return self.but(**{k: change(v) for k, v in vars(self).items() if hasattr(v, "index_select")})
+
+    def but(self, **fields: Any) -> Entries:
+        """The same with some fields changed."""
+        return dataclasses.replace(self, **fields)

@@ -1,0 +1,173 @@
+"""The one hook: a key tensor that tells its layer who attends to it.
+
+A transformers attention module hands its new keys and values to `Cache.update` and attends to what comes back; the
+queries never pass through the cache. So the keys that come back are `Watched`: a tensor like any other, which is
+told by torch itself (`__torch_function__`) when a function is called on it. `scaled_dot_product_attention` and the
+products of the eager path then run here, with the rotated queries, the scale and the mask in sight. Nothing is
+patched or registered, neither in the model nor globally, and the hook is gone when the tensor is.
+
+It also lets heads keep different columns. transformers makes its masks for all columns that went by; they are
+gathered here at the columns that each head still has, so padding, sliding windows and custom masks stay true. As
+long as nothing was dropped, the very call that was made is passed on, and the result is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from holdall.errors import BadInput
+from holdall.kv.entries import Entries
+
+Finish = Callable[[Tensor, Tensor | None, float | None], None]
+
+_T = torch.Tensor
+_PRODUCTS = {torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.baddbmm, _T.baddbmm}
+_MOVES = {
+    _T.__getitem__, _T.expand, _T.reshape, torch.reshape, _T.view, _T.transpose, torch.transpose, _T.permute,
+    _T.contiguous, _T.float, _T.to, _T.type, _T.unsqueeze, _T.repeat_interleave, torch.repeat_interleave, _T.mT.__get__,
+}  # fmt: skip
+_SCALES = {_T.mul, _T.__mul__, torch.mul, _T.__rmul__}
+_SUMS = {_T.add, _T.__add__, torch.add, _T.__radd__, _T.add_}
+_SOFTMAX = {functional.softmax, torch.softmax, _T.softmax}
+
+
+class Step:
+    """One layer's attention in one forward pass: `new` queries over `entries`, the new ones included.
+
+    finish(queries [B, G*H, new, D], mask, scale) is called once the attention has been seen.
+    """
+
+    def __init__(self, entries: Entries, new: int, finish: Finish):
+        self.entries, self.new, self._finish = entries, new, finish
+        self.whole = entries.positions is None and entries.first == 0
+        self._query: Tensor | None = None
+        self._mask: Tensor | None = None
+        self._scale: float | None = None
+
+    def keys(self) -> Tensor:
+        """The keys to attend to, watched."""
+        return _mark(self.entries.keys, Keys, self)
+
+    def done(self, query: Tensor, mask: Tensor | None, scale: float | None) -> None:
+        self._query = self._mask = None
+        self._finish(query.reshape(self.entries.shape[0], -1, self.new, query.shape[-1]), mask, scale)
+
+    def fused(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """`scaled_dot_product_attention`, over what each head still has."""
+        attend = functional.scaled_dot_product_attention
+        if self.whole:
+            out = attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        else:
+            b, h, t = self.entries.shape
+            asked = query.reshape(b, h, -1, query.shape[-1])  # [B, H, G*new, D]
+            mask = self.gathered(attn_mask)  # [B, H, new, T]
+            if mask is not None and self.new > 1:
+                groups = asked.shape[2] // self.new
+                mask = mask[:, :, None].expand(b, h, groups, self.new, t).reshape(b, h, -1, t)
+            out = attend(asked, self.entries.keys, self.entries.values, mask, dropout_p, scale=scale)
+            out = out.reshape(*query.shape[:-1], out.shape[-1])
+        self.done(query, attn_mask, scale)
+        return out
+
+    def product(self, args: Sequence[Any], out: Tensor) -> Tensor:
+        """The eager path's queries times keys."""
+        self._query = next(a for a in args[-2:] if not isinstance(a, Watched))
+        return _mark(out, Scores, self)
+
+    def scaled(self, factor: Any) -> None:
+        if self._scale is None and isinstance(factor, int | float):
+            self._scale = float(factor)
+
+    def masked(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The eager path's scores plus mask."""
+        self._mask = mask
+        if self.whole:
+            return scores + mask
+        mine = self.gathered(mask)
+        assert mine is not None
+        return scores + mine.repeat_interleave(scores.shape[1] // mine.shape[1], dim=1)
+
+    def softened(self) -> None:
+        assert self._query is not None
+        self.done(self._query, self._mask, self._scale)
+
+    def gathered(self, mask: Tensor | None) -> Tensor | None:
+        """The mask over all columns, at the columns that each head has: [B, H, new, T]."""
+        where = self.entries.where()[:, :, None]  # [B, H, 1, T]
+        if mask is None:
+            if self.new == 1:
+                return None
+            at = torch.arange(self.entries.tokens - self.new, self.entries.tokens, device=where.device)
+            return where <= at[:, None]
+        b, h, _, t = where.shape
+        if mask.shape[1] != 1 or mask.shape[-1] != self.entries.tokens:
+            wanted = f"[batch, 1, {self.new}, {self.entries.tokens}]: one for all heads, over all tokens"
+            raise BadInput("attention mask", f"shape {tuple(mask.shape)}", wanted)
+        rows = mask.expand(b, h, self.new, mask.shape[-1])
+        return rows.gather(3, where.long().expand(b, h, self.new, t))
+
+
+class Watched(Tensor):
+    """A tensor that tells its `step` what is done with it."""
+
+    step: Step
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Watched)]
+        with torch._C.DisableTorchFunctionSubclass():
+            if not given:  # inside a list, as for torch.cat: a plain tensor from here on
+                return func(*args, **kwargs)
+            return given[0].told(func, args, kwargs)
+
+    def told(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+class Keys(Watched):
+    """Keys: followed through reshapes up to the product with the queries."""
+
+    def told(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            return self.step.fused(*_plain(args), **{k: _plain([v])[0] for k, v in kwargs.items()})
+        out = func(*args, **kwargs)
+        if func in _PRODUCTS:
+            return self.step.product(args, out)
+        return _mark(out, Keys, self.step) if func in _MOVES else out
+
+
+class Scores(Watched):
+    """Scores of the eager path: followed through scaling, capping and masking up to the softmax."""
+
+    def told(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func in _SOFTMAX:
+            self.step.softened()
+            return func(*_plain(args), **kwargs)
+        other = next((a for a in args if a is not self), None)
+        if func in _SUMS and isinstance(other, Tensor):
+            return _mark(self.step.masked(_plain([self])[0], other), Scores, self.step)
+        if func in _SCALES:
+            self.step.scaled(other)
+        out = func(*args, **kwargs)
+        return _mark(out, Scores, self.step) if isinstance(out, Tensor) and out.is_floating_point() else out
+
+
+def _mark(tensor: Tensor, kind: type[Watched], step: Step) -> Watched:
+    marked = tensor.as_subclass(kind)
+    marked.step = step
+    return marked
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    return [v.as_subclass(Tensor) if isinstance(v, Watched) else v for v in values]
