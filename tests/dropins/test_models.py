@@ -17,6 +17,8 @@ gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: E402
+
 from holdall.dropins import gguf_tokenizer, hub  # noqa: E402
 from holdall.dropins.gguf import GGUF  # noqa: E402
 from holdall.errors import BadInput, CorruptArtefact, HoldallError, NeedsExtra  # noqa: E402
@@ -151,7 +153,8 @@ def test_a_folder_computes_what_transformers_computes() -> None:
 
 TINY = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 ARCHITECTURES = {
     "llama": (transformers.LlamaConfig, gguf.MODEL_ARCH.LLAMA),
@@ -177,7 +180,7 @@ def write_tiny_gguf(path: Path, arch: str = "llama", tied: bool = True, align: i
     writer.add_key_length(16)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(5000.0)
-    tokens = [*sorted(transformers.convert_slow_tokenizer.bytes_to_unicode().values())[:95], "ab"]
+    tokens = [*sorted(bytes_to_unicode().values())[:95], "ab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
