@@ -44,7 +44,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str | int | float | Fraction | Budget | None) -> Budget | None:
-        """"25%", "1.5GB", "3bit", 45_000_000 (bytes), 0.25 (a share); None stays None (the paper's own)."""
+        """ "25%", "1.5GB", "3bit", 45_000_000 (bytes), 0.25 (a share); None stays None (the paper's own)."""
         if text is None or isinstance(text, Budget):
             return text
         if isinstance(text, bool):

@@ -9,12 +9,16 @@ from typing import Any, Self
 class HoldallError(Exception):
     """Everything that Holdall raises on purpose."""
 
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+
     def __new__(cls, *args: Any, **named: Any) -> Self:
         self = super().__new__(cls)
         self._given = (args, named)
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send errors home; the message alone is not enough
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # worker processes send errors home; the message alone is not enough
         args, named = self._given
         return partial(type(self), **named), args
 
@@ -29,7 +33,7 @@ class HoldallError(Exception):
 class BudgetError(HoldallError):
     """The budget cannot be met; `least` is the smallest that can, in `unit`."""
 
-    def __init__(self, asked: object, least: object, unit: str = "bytes", who: str = "", why: str = ""):
+    def __init__(self, asked: object, least: Any, unit: str = "bytes", who: str = "", why: str = ""):
         self.asked, self.least, self.unit, self.who, self.why = asked, least, unit, who, why
         holder = f"the least that {who} can hold" if who else "the least that can be held"
         reason = f" ({why})" if why else ""

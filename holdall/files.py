@@ -135,7 +135,7 @@ def open_stream(url: str) -> Iterator[BinaryIO]:
             yield f
 
 
-class atomic_write:  # noqa: N801 (a context manager, used as a verb)
+class atomic_write:
     """A file that appears at `url` whole, at `publish()`, or not at all.
 
     Local: a temporary name in the same folder, fsync, rename, fsync of the folder; temporaries of writers that

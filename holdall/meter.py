@@ -31,7 +31,9 @@ class Meter:
     def __init__(self, joules: bool = False):
         self._want_joules = joules
         self.seconds = self.cpu_seconds = 0.0
-        self.peak_bytes = self.read_bytes = self.written_bytes = self.device_read_bytes = self.gpu_peak_bytes = 0
+        self.peak_bytes = self.read_bytes = self.written_bytes = self.device_read_bytes = (
+            self.gpu_peak_bytes
+        ) = 0
         self.joules: float | None = None
         self.joules_how = ""
 
@@ -158,7 +160,11 @@ def _tracker() -> Any:
 
     carbon = need("codecarbon", "joules")
     tracker = carbon.OfflineEmissionsTracker(
-        country_iso_code="USA", output_methods=[], log_level="error", allow_multiple_runs=True, measure_power_secs=1
+        country_iso_code="USA",
+        output_methods=[],
+        log_level="error",
+        allow_multiple_runs=True,
+        measure_power_secs=1,
     )
     tracker.start()
     return tracker

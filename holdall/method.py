@@ -51,7 +51,14 @@ def knob(
     budget `at["budget"]`, if it is there). changes: "output", or "nothing" for a knob that may only move
     speed or memory, in which case the output must *not* change.
     """
-    meta = {"doc": doc, "unit": unit, "paper": paper, "other": other, "at": dict(at or {}), "changes": changes}
+    meta = {
+        "doc": doc,
+        "unit": unit,
+        "paper": paper,
+        "other": other,
+        "at": dict(at or {}),
+        "changes": changes,
+    }
     return dataclasses.field(default=default, metadata=meta)
 
 

@@ -19,7 +19,7 @@ def need(package: str, extra: str) -> ModuleType:
         raise
 
 
-class lazy(ModuleType):  # noqa: N801 (reads as a verb: torch = lazy("torch", "kv"))
+class lazy(ModuleType):
     """A module that is imported at its first attribute access, so that listing methods loads no torch."""
 
     def __init__(self, package: str, extra: str):

@@ -13,46 +13,19 @@ only align the next one, since safetensors forbids holes.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import xxhash
 
-from holdall.errors import BadInput, CorruptArtefact
-from holdall.files import Reader, atomic_write, open_reader
+from holdall import header
+from holdall.errors import CorruptArtefact
+from holdall.files import Reader, open_reader
+from holdall.header import Section
+from holdall.writer import Writer
 
-FORMAT = 1
-_MAX_HEADER = 100_000_000  # what the safetensors library accepts
-_SPILL = 8 << 20  # a writer keeps this much in memory before it needs a file
-_ROOM = 64 << 10  # header room of a file that was begun before its sections were known
-_ZEROS = "0" * 32
-_DTYPES = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
-    "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
-}  # fmt: skip
-_TAGS = {np.dtype(v): k for k, v in _DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Section:
-    """Where one array lies: `start` and `stop` count from the first byte after the header."""
-
-    name: str
-    tag: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-    xxh3: bytes
-
-    def array(self, raw: bytes | memoryview) -> np.ndarray:
-        return np.frombuffer(raw, dtype=_DTYPES[self.tag]).reshape(self.shape)
+__all__ = ["LazyArrays", "Packed", "Section", "Writer"]
 
 
 class Packed:
@@ -118,7 +91,7 @@ class Packed:
 
     @classmethod
     def _from_reader(cls, reader: Reader, lazy: bool) -> Packed:
-        meta, sections, base = _read_header(reader)
+        meta, sections, base = header.read(reader)
         arrays = LazyArrays(reader, sections, base)
         packed = cls(arrays, meta)
         packed._size = reader.size
@@ -182,124 +155,6 @@ class LazyArrays(Mapping[str, np.ndarray]):
         return {s.name: found[s.name] for s in wanted}
 
 
-class Writer:
-    """Writes a `.hold` file section by section, in one pass, in bounded memory.
-
-    What is added stays in memory up to 8 MiB and then goes to a temporary file beside the target, after a
-    reserved header. `finish` writes the header, syncs and renames; leaving the `with` block otherwise drops all.
-    """
-
-    def __init__(self, url: str | None):
-        self._url = url
-        self._entries: list[tuple[str, str, tuple[int, ...], int, int]] = []
-        self._names: set[str] = set()
-        self._sums: list[bytes] = []
-        self._kept: list[Any] = []
-        self._offset = 0
-        self._file: atomic_write | None = None
-
-    def add(self, name: str, data: np.ndarray | bytes | Iterable[bytes]) -> None:
-        """Add an array, or bytes (or an iterator of bytes, of any total size) as a U8 vector."""
-        if not name or name.startswith("~") or name == "__metadata__" or name in self._names:
-            raise BadInput("section name", repr(name), "a new name that does not start with ~")
-        if isinstance(data, np.ndarray):
-            little = np.ascontiguousarray(data).reshape(data.shape)
-            if data.dtype.newbyteorder("<") not in _TAGS:
-                raise BadInput(f"array {name}", str(data.dtype), f"one of {', '.join(_DTYPES)}")
-            little = little.astype(data.dtype.newbyteorder("<"), copy=False)
-            self._align(little.dtype.itemsize)
-            self._write(name, _TAGS[little.dtype], little.shape, [memoryview(little.reshape(-1).view(np.uint8))])
-        else:
-            self._write(name, "U8", None, [data] if isinstance(data, bytes | bytearray | memoryview) else data)
-
-    def _align(self, size: int) -> None:
-        gap = -self._offset % size
-        if gap:
-            self._write(f"~{self._offset}", "U8", (gap,), [b"\0" * gap])
-
-    def _write(self, name: str, tag: str, shape: tuple[int, ...] | None, chunks: Iterable[Any]) -> None:
-        start, total = self._offset, xxhash.xxh3_128()
-        for chunk in chunks:
-            total.update(chunk)
-            self._offset += len(chunk)
-            if self._file is None and self._url is not None and self._offset > _SPILL:
-                self._file = atomic_write(self._url)
-                self._file.write(b"\0" * (8 + _ROOM))
-                for kept in self._kept:
-                    self._file.write(kept)
-                self._kept = []
-            if self._file is not None:
-                self._file.write(chunk)
-            else:
-                self._kept.append(chunk)
-        self._entries.append((name, tag, shape or (self._offset - start,), start, self._offset))
-        if shape is not None:
-            self._entries[-1] = (name, tag, tuple(shape), start, self._offset)
-        self._names.add(name)
-        self._sums.append(total.digest())
-
-    def size(self, meta: Mapping[str, Any]) -> int:
-        """The exact size that the file would have if it were finished now with this `meta`."""
-        return len(self._header(meta)) + self._offset
-
-    def to_bytes(self, meta: Mapping[str, Any]) -> bytes:
-        return b"".join([self._header(meta), *self._kept])
-
-    def finish(self, meta: Mapping[str, Any]) -> None:
-        """Write the header and publish the file."""
-        if self._url is None:
-            raise BadInput("Writer", "no url", "a path or URL to finish a file at")
-        if self._file is not None and len(self._header(meta)) > 8 + _ROOM:
-            self._move_data_behind(self._header(meta))
-        elif self._file is not None:
-            self._file.seek(0)
-            self._file.write(self._header(meta, room=_ROOM))
-        else:
-            self._file = atomic_write(self._url)
-            for piece in [self._header(meta), *self._kept]:
-                self._file.write(piece)
-        self._file.publish()
-        self._file = None
-
-    def _move_data_behind(self, header: bytes) -> None:
-        """More sections than the reserved room can name: one more copy, with the right room."""
-        assert self._file is not None and self._url is not None
-        with self._file as old:
-            self._file = atomic_write(self._url)
-            self._file.write(header)
-            for chunk in old.chunks(8 + _ROOM):
-                self._file.write(chunk)
-
-    def _header(self, meta: Mapping[str, Any], room: int = 0) -> bytes:
-        told = {
-            "holdall": json.dumps(meta, separators=(",", ":"), ensure_ascii=False, allow_nan=False),
-            "holdall.format": str(FORMAT),
-            "holdall.sums": base64.b64encode(b"".join(self._sums)).decode(),
-            "holdall.xxh3": _ZEROS,
-        }
-        head: dict[str, Any] = {"__metadata__": told}
-        for name, tag, shape, start, stop in self._entries:
-            head[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [start, stop]}
-        text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
-        text = text.ljust(room or len(text) + -len(text) % 8)
-        if len(text) > _MAX_HEADER:
-            raise BadInput("sections", f"a header of {len(text)} bytes", f"at most {_MAX_HEADER}: pack fewer, larger")
-        raw = len(text).to_bytes(8, "little") + text
-        return raw.replace(_mark(_ZEROS), _mark(xxhash.xxh3_128_hexdigest(raw)), 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _e: object, _t: TracebackType | None) -> None:
-        if self._file is not None:
-            self._file.discard()
-            self._file = None
-
-
-def _mark(digits: str) -> bytes:
-    return f'"holdall.xxh3":"{digits}"'.encode()
-
-
 def _runs(sections: list[Section]) -> Iterator[list[Section]]:
     run: list[Section] = []
     for s in sections:
@@ -323,57 +178,3 @@ def _check_sums(reader: Reader, sections: list[Section], base: int, step: int = 
             total.update(reader.read(base + start, base + min(start + step, s.stop)))
         if total.digest() != s.xxh3:
             raise CorruptArtefact(reader.name, f"section {s.name!r} does not match its checksum")
-
-
-def _read_header(reader: Reader) -> tuple[dict[str, Any], list[Section], int]:
-    """Meta, sections in file order, and where the data begins; distrusts everything."""
-    path = reader.name
-    if reader.size < 10:
-        raise CorruptArtefact(path, f"{reader.size} bytes are too few for a .hold file")
-    length = int.from_bytes(reader.read(0, 8), "little")
-    if not 2 <= length <= min(_MAX_HEADER, reader.size - 8):
-        raise CorruptArtefact(path, "not a .hold file, or cut short (its header is longer than the file)")
-    raw = reader.read(8, 8 + length)
-    try:
-        head = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
-        told = head.pop("__metadata__")
-        declared, version = told["holdall.xxh3"], told["holdall.format"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise CorruptArtefact(path, f"not a .hold file, or its header is altered ({fault})") from None
-    whole = length.to_bytes(8, "little") + raw.replace(_mark(str(declared)), _mark(_ZEROS), 1)
-    if xxhash.xxh3_128_hexdigest(whole) != declared:
-        raise CorruptArtefact(path, "the header does not match its checksum")
-    if version != str(FORMAT):
-        raise CorruptArtefact(path, f"format {version!r} is not known to this Holdall (format {FORMAT}): upgrade it")
-    try:
-        meta = json.loads(told["holdall"], object_pairs_hook=_no_duplicates)
-        if not isinstance(meta, dict):
-            raise ValueError("meta is not a mapping")
-        sums = base64.b64decode(told["holdall.sums"], validate=True)
-        return meta, _sections(head, sums, reader.size - 8 - length), 8 + length
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as fault:
-        raise CorruptArtefact(path, f"its header contradicts itself ({fault})") from None
-
-
-def _sections(head: dict[str, Any], sums: bytes, data_size: int) -> list[Section]:
-    if len(sums) != 16 * len(head):
-        raise ValueError("one checksum a section is wanted")
-    sections, end = [], 0
-    for i, (name, entry) in enumerate(head.items()):
-        (start, stop), shape, tag = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
-        if any(type(n) is not int or n < 0 for n in (start, stop, *shape)) or len(shape) > 32:
-            raise ValueError(f"section {name!r} has no sane shape")
-        if start != end or stop - start != math.prod(shape) * np.dtype(_DTYPES[tag]).itemsize:
-            raise ValueError(f"section {name!r} does not lie where it should")
-        sections.append(Section(name, tag, shape, start, stop, sums[16 * i : 16 * i + 16]))
-        end = stop
-    if end != data_size:
-        raise ValueError(f"{data_size} bytes of data where {end} were written")
-    return sections
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found

@@ -57,7 +57,9 @@ def _draw(lines: Mapping[str, Sequence[Point]], title: str, x: str, y: str, log_
     axes = figure.subplots()
     for name, points in lines.items():
         at = sorted(points)
-        axes.plot([p[0] for p in at], [p[1] for p in at], "o-" if len(at) > 1 else "s", label=name, markersize=5)
+        axes.plot(
+            [p[0] for p in at], [p[1] for p in at], "o-" if len(at) > 1 else "s", label=name, markersize=5
+        )
     axes.set(title=title, xlabel=x, ylabel=y)
     if log_y:
         axes.set_yscale("log")
@@ -75,8 +77,9 @@ def _page(title: str, svg: str, table: Report | None, notes: Sequence[str]) -> s
     drawing = svg[svg.index("<svg") :]
     said = "".join(f'<p class="note">{html.escape(n)}</p>' for n in notes)
     rows = _rows(table) if table is not None else ""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{drawing}{rows}{said}</body></html>'
+    named = f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{named}'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{drawing}{rows}{said}</body></html>'
 
 
 def _rows(table: Report) -> str:

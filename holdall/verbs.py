@@ -28,7 +28,9 @@ def codec_for(url: str) -> Codec:
     raise BadInput("file", url, wanted)
 
 
-def pack(source: Any, with_: Method | str | None = None, budget: Spend = None, to: str | None = None) -> Packed:
+def pack(
+    source: Any, with_: Method | str | None = None, budget: Spend = None, to: str | None = None
+) -> Packed:
     """Pack a file (path or fsspec URL) or the room's own object.
 
     with_: a method, its name, or None to sniff the room and take its default.
@@ -72,7 +74,9 @@ def method_of(packed: Packed, path: str = "artefact") -> Codec:
     try:
         method = Method.from_dict(told)
     except TypeError as fault:  # a knob that this version does not know
-        raise CorruptArtefact(path, f"its method has knobs that this Holdall does not know ({fault})") from fault
+        raise CorruptArtefact(
+            path, f"its method has knobs that this Holdall does not know ({fault})"
+        ) from fault
     if not isinstance(method, Codec):
         raise CorruptArtefact(path, f"{told['method']} does not decode anything")
     return method

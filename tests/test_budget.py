@@ -29,7 +29,8 @@ def test_parse_reads_what_users_write(text, expected):
 
 
 @pytest.mark.parametrize(
-    "bad", ["potato", "", "0", "0%", "-1", "-5MB", 0, -1, 0.0, 1.5, "1.5", "12 parsecs", "nan", "1e9", True, "0bit"]
+    "bad",
+    ["potato", "", "0", "0%", "-1", "-5MB", 0, -1, 0.0, 1.5, "1.5", "12 parsecs", "nan", "1e9", True, "0bit"],
 )
 def test_parse_refuses_in_one_line(bad):
     with pytest.raises(BadInput) as caught:
@@ -57,7 +58,9 @@ def test_nothing_left_is_an_error_that_names_the_least():
 
 @given(
     st.integers(0, 10**12),
-    st.lists(st.tuples(st.floats(0, 1e6, allow_subnormal=False), st.integers(0, 1000)), min_size=1, max_size=20),
+    st.lists(
+        st.tuples(st.floats(0, 1e6, allow_subnormal=False), st.integers(0, 1000)), min_size=1, max_size=20
+    ),
 )
 def test_apportion_adds_up_and_keeps_the_floors(total, parts):
     weights, floors = [w for w, _ in parts], [f for _, f in parts]

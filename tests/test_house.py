@@ -29,7 +29,9 @@ def test_import_loads_no_room_no_torch_no_numba():
 
 
 def test_walking_the_rooms_loads_no_torch_no_numba():
-    heavy = fresh("import holdall, sys; holdall.methods(); print({'torch', 'numba', 'transformers'} & set(sys.modules))")
+    heavy = fresh(
+        "import holdall, sys; holdall.methods(); print({'torch', 'numba', 'transformers'} & set(sys.modules))"
+    )
     assert heavy.strip() == "set()"
 
 
@@ -39,7 +41,9 @@ def test_rooms_and_methods_are_found():
     assert holdall.get("kv.snapkv").full_name() == "kv.snapkv"
 
 
-@pytest.mark.parametrize(("typo", "near"), [("kv.snapvk", "kv.snapkv"), ("snapkv", "kv.snapkv"), ("logs.logzp", "logs.logzip")])
+@pytest.mark.parametrize(
+    ("typo", "near"), [("kv.snapvk", "kv.snapkv"), ("snapkv", "kv.snapkv"), ("logs.logzp", "logs.logzip")]
+)
 def test_a_misspelt_method_names_its_neighbour(typo, near):
     with pytest.raises(holdall.UnknownMethod) as caught:
         holdall.get(typo)
@@ -57,7 +61,8 @@ def test_errors_are_one_line_and_survive_processes():
     for fault in faults:
         assert isinstance(fault, errors.HoldallError) and str(fault) and "\n" not in str(fault)
     assert str(faults[0]) == (
-        "asked 1.2 MB (1,200,000 bytes); the least that kv.snapkv can hold is 1.6 MB (1,600,000 bytes) (32-token window)"
+        "asked 1.2 MB (1,200,000 bytes); "
+        "the least that kv.snapkv can hold is 1.6 MB (1,600,000 bytes) (32-token window)"
     )
     assert isinstance(faults[1], ValueError) and isinstance(faults[2], KeyError)
     assert isinstance(faults[3], OSError) and isinstance(faults[4], ImportError)
@@ -109,7 +114,9 @@ def test_meter_joules_say_how_they_are_known():
 
 
 def test_report_compares_with_its_baseline():
-    report = Report({"original": {"bytes": 1000, "loss": 0.5}, "packed": {"bytes": 250, "loss": 1.0}}, "original")
+    report = Report(
+        {"original": {"bytes": 1000, "loss": 0.5}, "packed": {"bytes": 250, "loss": 1.0}}, "original"
+    )
     assert report.ratio("bytes", "packed") == 0.25 and report["bytes"] == 250
     assert Report.from_dict(json.loads(report.to_json())).to_dict() == report.to_dict()
     table = report.as_table(title="t")

@@ -210,7 +210,9 @@ def test_other_files_are_refused(raw):
 
 
 def test_duplicate_names_are_refused():
-    raw = Packed({"aa": np.arange(2, dtype=np.uint8), "ab": np.arange(2, dtype=np.uint8)}, {"room": "x"}).to_bytes()
+    raw = Packed(
+        {"aa": np.arange(2, dtype=np.uint8), "ab": np.arange(2, dtype=np.uint8)}, {"room": "x"}
+    ).to_bytes()
     length = int.from_bytes(raw[:8], "little")
     head = raw[8 : 8 + length].replace(b'"ab"', b'"aa"')
     digest = json.loads(head)["__metadata__"]["holdall.xxh3"].encode()
@@ -251,7 +253,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         except OSError as fault:
             print(fault.errno)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "27"  # EFBIG
     assert os.listdir(tmp_path) == ["a.hold"] and path.read_bytes() == b"old"
 
@@ -290,7 +294,7 @@ def test_a_failing_read_is_not_swallowed(tmp_path):
     path = str(tmp_path / "a.hold")
     Packed(arrays(), META).save(path)
     with Packed.open(path) as packed:
-        os.truncate(path, os.path.getsize(path) - 20)
+        os.truncate(path, Path(path).stat().st_size - 20)
         with pytest.raises(CorruptArtefact, match="cut short"):
             packed.arrays["wide"]
 
@@ -303,5 +307,5 @@ def test_bad_outputs_fail_before_the_work(tmp_path, url):
 
 def test_missing_inputs_are_named(tmp_path):
     for url in (str(tmp_path / "none"), str(tmp_path), "memory://nothing/here"):
-        with pytest.raises(BadInput, match="exists|folder"):
+        with pytest.raises(BadInput, match=r"exists|folder"):
             Packed.open(url)

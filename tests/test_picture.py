@@ -12,7 +12,16 @@ def test_png_and_self_contained_page(tmp_path):
     lines = {"stack <b>": [(2e6, 5.0), (1e6, 9.0), (3e6, 4.0)], "original": [(9e6, 3.5)]}
     table = Report({"original": {"bytes": 9e6}, "stack <b>": {"bytes": 3e6}}, "original")
     png, page = tmp_path / "a.png", tmp_path / "a.html"
-    curves(lines, str(png), title="t & u", x="file (bytes)", y="perplexity", log_y=True, page=str(page), table=table)
+    curves(
+        lines,
+        str(png),
+        title="t & u",
+        x="file (bytes)",
+        y="perplexity",
+        log_y=True,
+        page=str(page),
+        table=table,
+    )
     from matplotlib.image import imread
 
     pixels = imread(png)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdall.checks import codec, every, selector
+from holdall.checks import codec, every, faults, selector
 from holdall.kinds import Codec, Selector
 
 Check = Callable[[type[Any]], None]
@@ -23,7 +23,7 @@ def checks_for(cls: type[Any]) -> dict[str, Check]:
     """The checks by name: those for every class, then those of its kind."""
     modules = [every]
     if issubclass(cls, Codec):
-        modules.append(codec)
+        modules += [codec, faults]
     if issubclass(cls, Selector):
         modules.append(selector)
     return {

@@ -56,8 +56,12 @@ def check_is_frozen_and_keyword_only(cls: type[Any]) -> None:
 
 def check_names_itself_and_its_paper(cls: type[Any]) -> None:
     assert cls.__module__ == f"holdall.{cls.room}.{cls.name}", f"{cls.full_name()} lives in {cls.__module__}"
-    assert isinstance(cls.paper, Paper) and cls.paper.title and cls.paper.cite, f"{cls.full_name()} cites nothing"
-    assert cls.paper.number == 0 or cls.paper.url.startswith("https://"), f"{cls.full_name()}: no link to its paper"
+    assert isinstance(cls.paper, Paper) and cls.paper.title and cls.paper.cite, (
+        f"{cls.full_name()} cites nothing"
+    )
+    assert cls.paper.number == 0 or cls.paper.url.startswith("https://"), (
+        f"{cls.full_name()}: no link to its paper"
+    )
 
 
 def check_knobs_are_declared(cls: type[Any]) -> None:
