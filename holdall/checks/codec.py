@@ -21,10 +21,10 @@ from holdall.registry import get
 _SHARES = ("5%", "25%", "50%", "100%")
 
 
-def fits(method: Any, x: Any) -> Packed:
-    """Encoded at the paper's own point, or at the least that it says it needs."""
+def fits(method: Any, x: Any, budget: Any = None) -> Packed:
+    """Encoded within the budget (None: the paper's own point), or in the least that the method says it needs."""
     try:
-        return method.encode(x)
+        return method.encode(x, budget)
     except BudgetError as fault:
         return method.encode(x, int(fault.least))
 
@@ -102,7 +102,7 @@ def check_beats_the_floors(cls: type[Any]) -> None:
     if cls.full_name() in quality.FLOORS or cls.paper.number == 0:
         return
     x = quality.real()
-    packed = fits(cls(), x) if cls.lossless else _at(cls, x, "25%")
+    packed = fits(cls(), x, None if cls.lossless else "25%")
     loss = quality.loss(x, cls().decode(packed))
     for name in quality.FLOORS:
         floor = get(name)()
@@ -112,25 +112,11 @@ def check_beats_the_floors(cls: type[Any]) -> None:
             size = floor.encode(x).nbytes
             assert packed.nbytes < size, f"{cls.full_name()}: {packed.nbytes} bytes, {name} {size}"
         else:
-            worse = quality.loss(x, floor.decode(_fits_in(floor, x, packed.nbytes)))
+            # a floor that needs more bytes is given them, which only makes it harder to beat
+            worse = quality.loss(x, floor.decode(fits(floor, x, packed.nbytes)))
             assert loss < worse, (
                 f"{cls.full_name()} loses {loss:.4g} in {packed.nbytes} bytes, {name} {worse:.4g}"
             )
-
-
-def _at(cls: type[Any], x: Any, share: str) -> Packed:
-    try:
-        return cls().encode(x, share)
-    except BudgetError as fault:
-        return cls().encode(x, int(fault.least))
-
-
-def _fits_in(floor: Any, x: Any, nbytes: int) -> Packed:
-    """The floor at that many bytes; one that needs more is given it, which only makes it harder to beat."""
-    try:
-        return floor.encode(x, nbytes)
-    except BudgetError as fault:
-        return floor.encode(x, int(fault.least))
 
 
 def _payload(packed: Packed) -> list[tuple[str, bytes]]:
