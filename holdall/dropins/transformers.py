@@ -76,15 +76,16 @@ class Cache(transformers.Cache):
         return state.step.keys(), entries.values
 
     @contextmanager
-    def prefilling(self, total: int | None = None) -> Iterator[Cache]:
+    def prefilling(self, total: int | None = None, judge: bool = True) -> Iterator[Cache]:
         """Inside, forward passes are chunks of one prompt, which is judged once.
 
         total: tokens that the cache will have seen when the prompt is complete; each layer is then judged in the
         pass that reaches it (padding counts). None: when the block ends, and the whole cache stands until then.
+        judge: False leaves the prompt waiting, for more chunks or for `compress` or `compressed`.
         """
         with self._in("prefill", total):
             yield self
-        if any(s.memory is not None for s in self._states):
+        if judge:
             self.compress()
 
     @contextmanager
