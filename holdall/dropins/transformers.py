@@ -33,6 +33,7 @@ from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.kv.hook import Step
 from holdall.kv.layer import LayerState
+from holdall.kv.release import release
 from holdall.report import Report, provenance
 
 
@@ -58,6 +59,7 @@ class Cache(transformers.Cache):
         self.method, self.budget, self.floor = method, Budget.parse(budget), floor
         self._mode = "turns"
         self._until: int | None = None
+        self._freed_at: int | None = None  # the first layer of a pass in which layers were cut
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -68,9 +70,12 @@ class Cache(transformers.Cache):
         state = self._states[layer_idx]
         if state.due:
             self.compress()
+        if layer_idx == self._freed_at:  # the pass is over, and its large tensors are gone
+            release()
+            self._freed_at = None
         entries = state.append(key_states, value_states)
         new = key_states.shape[2]
-        if self.method is None or (new == 1 and self._mode == "turns" and _whole(entries)):
+        if self.method is None or (_whole(entries) and not self._in_prompt(entries, new)):
             return entries.keys, entries.values
         state.step = Step(entries, new, partial(self._attended, state, new))  # gone with the step: no cycle holds memory
         return state.step.keys(), entries.values
@@ -111,6 +116,7 @@ class Cache(transformers.Cache):
         shares = self._shares([s.judged() for s in self._states])
         for state in waiting:
             state.compress(self.method, shares[state.layer])
+        release()
 
     def compressed(self, method: KVSelector, budget: Spend = None, *, floor: int = 0) -> Cache:
         """A smaller cache from this one, which stays as it is.
@@ -135,15 +141,22 @@ class Cache(transformers.Cache):
     ) -> None:
         """The attention of one layer has been done."""
         state.step = None
-        if self.method is None or self._mode == "append" or (new == 1 and self._mode == "turns"):
+        assert self.method is not None and state.entries is not None
+        if not self._in_prompt(state.entries, new):
             return
         state.remember(query, mask, scale, self.method.lookback())
-        assert state.entries is not None
         complete = self._mode == "turns" or (self._until is not None and state.entries.tokens >= self._until)
         if complete and self.budget is not None and self.budget.bytes is not None:
             state.due = True  # shared out among the layers, which are not all known yet
         elif complete:
             state.compress(self.method, self._share(state.judged()))
+            self._freed_at = state.layer if self._freed_at is None else self._freed_at
+
+    def _in_prompt(self, entries: Entries, new: int) -> bool:
+        """Whether the `new` tokens belong to a prompt that is to be judged."""
+        if self._mode == "prefill" and (self._until is None or entries.tokens - new < self._until):
+            return True
+        return new > 1 and self._mode != "append"
 
     def _share(self, x: Entries) -> Budget | None:
         """One layer's budget, where it does not depend on the others."""
@@ -155,10 +168,7 @@ class Cache(transformers.Cache):
     def _shares(self, layers: list[Entries]) -> list[Budget | None]:
         if self.budget is None or self.budget.bytes is None or self.method is None:
             return [self._share(x) for x in layers]
-        least = 0
-        for x in layers:
-            fewest = min(self.method.least(x), x.count)
-            least += min(x.nbytes, fewest * x.each)
+        least = sum(self.method.smallest(x) for x in layers)
         if least > self.budget.bytes:
             raise BudgetError(self.budget.bytes, least, who=self.method.full_name(), why=self.method.why())
         return [Budget(bytes=max(1, n)) for n in self.method.share(layers, self.budget.bytes)]

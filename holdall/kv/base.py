@@ -47,7 +47,12 @@ class KVSelector(Selector):
 
     def share(self, layers: list[Entries], total: int) -> list[int]:
         """Bytes for each layer out of `total`, where the budget is given in bytes for the whole cache."""
-        return apportion(total, [x.original for x in layers], [0] * len(layers))
+        return apportion(total, [x.original for x in layers], [self.smallest(x) for x in layers])
+
+    def smallest(self, x: Entries) -> int:
+        """The fewest bytes that the method can bring `x` down to."""
+        least = self.least(x)
+        return x.nbytes if least >= x.count else least * x.each
 
     def select(self, x: Entries, budget: Spend = None) -> Entries:
         """A smaller `x`, in the same order, that shares no memory with the large one.
@@ -69,8 +74,6 @@ class KVSelector(Selector):
         limit = budget.limit(x.original, x.tokens * x.elements)
         if limit >= x.nbytes:
             return x.count
-        room, least = limit // x.each, min(self.least(x), x.count)
-        if room < max(1, least):
-            smallest = x.nbytes if least == x.count else least * x.each
-            raise BudgetError(limit, smallest, "bytes", who=self.full_name(), why=self.why())
-        return room
+        if limit < max(x.each, self.smallest(x)):
+            raise BudgetError(limit, self.smallest(x), "bytes", who=self.full_name(), why=self.why())
+        return limit // x.each
