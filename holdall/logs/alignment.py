@@ -1,0 +1,52 @@
+"""The longest common subsequence of two token patterns, as a pattern (numba)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+STAR = -1
+_WORDS = 257
+
+
+@njit(cache=True, nogil=True)
+def common_pattern(a, b):
+    """The common pattern of `a` and `b` with stars at its gaps; words in common; words in the longer of them.
+
+    Words weigh more than separators, so that the alignment holds on to what the program's author wrote.
+    """
+    n, m = a.size, b.size
+    best = np.zeros((n + 1, m + 1), np.int32)
+    for i in range(n - 1, -1, -1):
+        for j in range(m - 1, -1, -1):
+            here = max(best[i + 1, j], best[i, j + 1])
+            if a[i] == b[j] and a[i] != STAR:
+                here = max(here, best[i + 1, j + 1] + (4 if a[i] >= _WORDS else 1))
+            best[i, j] = here
+    out = np.empty(n + m + 1, np.int32)
+    i, j, k, alike, gap = 0, 0, 0, 0, False
+    while i < n and j < m:
+        weight = 4 if a[i] >= _WORDS else 1
+        if a[i] == b[j] and a[i] != STAR and best[i, j] == best[i + 1, j + 1] + weight:
+            if gap:
+                out[k] = STAR
+                k += 1
+                gap = False
+            out[k] = a[i]
+            k += 1
+            alike += a[i] >= _WORDS
+            i += 1
+            j += 1
+        else:
+            gap = True
+            if best[i + 1, j] >= best[i, j + 1]:
+                i += 1
+            else:
+                j += 1
+    if gap or i < n or j < m:
+        out[k] = STAR
+        k += 1
+    words_a, words_b = (a >= _WORDS).sum(), (b >= _WORDS).sum()
+    if words_a == 0 and words_b == 0:  # no words at all: alike when the separators are
+        return out[:k].copy(), (out[:k] != STAR).sum(), max((a != STAR).sum(), (b != STAR).sum())
+    return out[:k].copy(), alike, max(words_a, words_b)

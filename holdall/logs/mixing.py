@@ -1,0 +1,268 @@
+"""A context-mixing kernel for columns of symbols (numba).
+
+A symbol is written in Exp-Golomb form, and each binary decision is predicted by a small logistic mixture of
+adaptive counters, one per context: what stood before in this column, what stood last under the same key, and
+so on. Everything is integer arithmetic, so a file decodes alike on every machine. The general
+coders (lzma, PPMd) see bytes; this one sees that a row has a column, a template and a parent value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from holdall.logs.tables import ENTROPY, RATE, SQUASH, STRETCH
+
+CONTEXTS = 8
+PLAIN, IDS, RANKS, EVENTS = 0, 1, 2, 3  # symbols: numbers; dictionary ids; recency ranks of ids; events
+WINDOW = 255  # how many recent ids a column of ranks remembers
+STEP = 5
+_SETS = 4 * 4 * 4 * 3
+_NONE = np.int64(-1)
+
+
+def tables(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fresh counters and mixer weights for a stream of `rows` symbols."""
+    bits = min(18, max(11, int(rows * 6).bit_length()))
+    slots = np.full((CONTEXTS, 1 << bits), 1 << 31, np.uint32)
+    return slots, np.full((_SETS, CONTEXTS), int(0.3 * 65536), np.int32)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _scatter(x):
+    x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9FB21C651E98DF25)
+    return x ^ (x >> np.uint64(28))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _grade(n):  # how often a context was seen, in four steps
+    return (n > 0) + (n > 2) + (n > 15)
+
+
+@njit(cache=True, nogil=True)
+def _decide(state, data, slots, weights, hashes, at, lean, node, kind, bit):
+    """One binary decision: predict it, code it (bit -1: decode it; state[5]: only price it), learn from it."""
+    mask, salt = np.uint64(slots.shape[1] - 1), np.uint64(node) * np.uint64(0x9E3779B97F4A7C15)
+    for j in range(CONTEXTS):
+        h = (hashes[j] ^ salt) * np.uint64(0x9FB21C651E98DF25)
+        h ^= h >> np.uint64(32)
+        at[j] = h & mask
+        mark = np.uint32(h >> np.uint64(54))
+        s = slots[j, at[j]]
+        if (s & np.uint32(1023)) != mark:
+            s = np.uint32(1 << 31) | mark
+            slots[j, at[j]] = s
+        seen = (s >> np.uint32(10)) & np.uint32(63)
+        lean[j] = STRETCH[s >> np.uint32(20)] if seen else np.int32(0)
+        lean[CONTEXTS + j] = np.int32(seen)
+    grade = (_grade(lean[CONTEXTS + 5]) * 4 + _grade(lean[CONTEXTS + 4])) * 4 + _grade(lean[CONTEXTS + 2])
+    mix = weights[kind * 64 + grade]
+    total = np.int32(0)
+    for j in range(CONTEXTS):
+        total += (mix[j] * lean[j]) >> np.int32(12)
+    total = min(max(total >> np.int32(4), np.int32(-2800)), np.int32(2800))
+    p = min(max(SQUASH[total + 2800], np.int32(16)), np.int32(65520))
+    if state[5]:  # 1/65536 of a bit
+        state[6] += ENTROPY[(p if bit else 65536 - p) >> 4]
+    else:
+        bit = _code(state, data, np.int64(p), bit)
+    miss = np.int32(65536 * bit - p)
+    goal = np.int64(65535 * bit)
+    for j in range(CONTEXTS):
+        mix[j] += ((lean[j] * (miss >> np.int32(2)) + np.int32(1 << 12)) >> np.int32(13)) * np.int32(STEP) >> np.int32(2)
+        s = slots[j, at[j]]
+        n, q = lean[CONTEXTS + j], np.int64(s >> np.uint32(16))
+        q += ((goal - q) * RATE[n]) >> 16
+        n = min(n + np.int32(1), np.int32(63))
+        slots[j, at[j]] = np.uint32(q << 16) | np.uint32(n << 10) | (s & np.uint32(1023))
+    return bit
+
+
+@njit(cache=True, nogil=True)
+def _code(state, data, p, bit):
+    """Arithmetic coding of one decision. state: low, high, position, code, decode, price, sum."""
+    low, high = state[0], state[1]
+    split = low + ((high - low) >> 16) * p + ((((high - low) & 0xFFFF) * p) >> 16)
+    if bit < 0:
+        bit = 1 if state[3] <= split else 0
+    if bit:
+        high = split
+    else:
+        low = split + 1
+    while (low ^ high) & 0xFF000000 == 0:
+        if state[4]:
+            state[3] = ((state[3] << 8) & 0xFFFFFFFF) | (data[state[2]] if state[2] < data.size else 0)
+        elif state[2] < data.size:  # an encoder that runs over is asked again with more room
+            data[state[2]] = high >> 24
+        state[2] += 1
+        low = (low << 8) & 0xFFFFFFFF
+        high = ((high << 8) & 0xFFFFFFFF) | 255
+    state[0], state[1] = low, high
+    return bit
+
+
+@njit(cache=True, nogil=True)
+def _symbol(state, data, slots, weights, hashes, at, lean, value, decode):
+    """One Exp-Golomb symbol: the class in unary, then the mantissa, high bits first."""
+    size = 0
+    if not decode:
+        while (value + 1) >> (size + 1):
+            size += 1
+    n = 0
+    while n < 63:
+        bit = _decide(state, data, slots, weights, hashes, at, lean, n, 0 if n == 0 else 1,
+                      -1 if decode else (1 if n < size else 0))  # fmt: skip
+        if not bit:
+            break
+        n += 1
+    got = np.int64(1)
+    for k in range(n - 1, -1, -1):
+        seen = n - 1 - k  # mantissa bits already known
+        node = 64 + (n << 20) + (got if seen < 14 else (1 << 16) + k)
+        bit = _decide(state, data, slots, weights, hashes, at, lean, node, 2,
+                      -1 if decode else ((value + 1) >> k) & 1)  # fmt: skip
+        got = (got << 1) | bit
+    return got - 1
+
+
+@njit(cache=True, nogil=True)
+def _rank(recent, column, value):
+    for k in range(WINDOW):
+        if recent[column, k] == value:
+            return k
+    return WINDOW
+
+
+@njit(cache=True, nogil=True)
+def _promote(recent, column, rank, value):
+    for k in range(min(rank, WINDOW - 1), 0, -1):
+        recent[column, k] = recent[column, k - 1]
+    recent[column, 0] = value
+
+
+@njit(cache=True, nogil=True)
+def _contexts(hashes, column, key_a, key_b, last, by_a, by_b, mode, recent):
+    one, two = last[column, 0], last[column, 1]
+    if mode == RANKS:
+        by_a = _rank(recent, column, by_a) if by_a >= 0 else -1
+        by_b = _rank(recent, column, by_b) if by_b >= 0 else -1
+    c = _scatter(np.uint64(column) + np.uint64(77))
+    a, b = np.uint64(key_a), np.uint64(key_b)
+    one_, two_, la, lb = np.uint64(one + 2), np.uint64(two + 2), np.uint64(by_a + 2), np.uint64(by_b + 2)
+    hashes[0] = c
+    hashes[1] = _scatter(c + one_ * np.uint64(3)) + np.uint64(1)
+    hashes[2] = _scatter(_scatter(c + one_ * np.uint64(5)) + two_) + np.uint64(2)
+    hashes[3] = _scatter(_scatter(c + a * np.uint64(7)) + one_) + np.uint64(3)
+    hashes[4] = _scatter(_scatter(c + a * np.uint64(11)) + la) + np.uint64(4)
+    hashes[5] = _scatter(_scatter(c + b * np.uint64(13)) + lb) + np.uint64(5)
+    hashes[6] = _scatter(_scatter(_scatter(c + b * np.uint64(17)) + a) + one_) + np.uint64(6)
+    if mode == EVENTS:
+        hashes[5] = _scatter(_scatter(hashes[2] + np.uint64(last[column, 2] + 2))) + np.uint64(8)
+    hashes[7] = _scatter(_scatter(_scatter(c + la * np.uint64(19)) + lb) + a) + np.uint64(7)
+
+
+@njit(cache=True, nogil=True)
+def run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fresh):
+    """Encode `values` (or fill them, when state[4] says decode). All arrays but `modes`, `fresh` have a row each.
+
+    columns: dense column number; modes: by column; fresh: by column, the next new id. Returns False when a
+    decoded stream contradicts itself.
+    """
+    decode = state[4] == 1
+    kinds = modes.size
+    table = np.uint64((1 << 16) - 1)
+    last = np.full((kinds, 3), _NONE)
+    last_a = np.full((2, 1 << 16), _NONE)
+    recent = np.full((kinds, WINDOW), np.int64(-9))
+    hashes = np.zeros(CONTEXTS, np.uint64)
+    at, lean = np.zeros(CONTEXTS, np.uint64), np.zeros(2 * CONTEXTS, np.int32)
+    for i in range(values.size):
+        c, mode = columns[i], modes[columns[i]]
+        ia = np.int64(_scatter(np.uint64(keys_a[i]) * np.uint64(0xD6E8FEB86659FD93) + np.uint64(c)) & table)
+        ib = np.int64(_scatter(np.uint64(keys_b[i]) * np.uint64(0xA0761D6478BD642F) + np.uint64(c)) & table)
+        _contexts(hashes, c, keys_a[i], keys_b[i], last, last_a[0, ia], last_a[1, ib], mode, recent)
+        value, symbol, rank = values[i], values[i], np.int64(0)
+        if not decode and mode == IDS:
+            symbol = 0 if value == fresh[c] else value + 1
+        elif not decode and mode == RANKS:
+            rank = WINDOW if value == fresh[c] else _rank(recent, c, value)
+            symbol = 0 if value == fresh[c] else (1 + rank if rank < WINDOW else 1 + WINDOW + value)
+        symbol = _symbol(state, data, slots, weights, hashes, at, lean, symbol, decode)
+        if decode:
+            value = symbol
+            named = mode == IDS or mode == RANKS
+            if named and symbol == 0:
+                value, rank = fresh[c], np.int64(WINDOW)
+            elif mode == IDS:
+                value = symbol - 1
+            elif mode == RANKS:
+                rank = min(symbol - 1, WINDOW)
+                value = recent[c, rank] if rank < WINDOW else symbol - 1 - WINDOW
+            if value < 0 or (named and value > fresh[c]):
+                return False
+            values[i] = value
+        if (mode == IDS or mode == RANKS) and value == fresh[c]:
+            fresh[c] += 1
+        if mode == RANKS:
+            _promote(recent, c, rank, value)
+        last_a[0, ia] = last_a[1, ib] = value
+        last[c, 2] = last[c, 1]
+        last[c, 1], last[c, 0] = last[c, 0], (symbol if mode == RANKS else value)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def last_of_key(values, keys, base):
+    """[m] for each value the one that stood last under the same key, else `base`."""
+    last = np.full(1 << 12, base)
+    out = np.empty(values.size, np.int64)
+    for i in range(values.size):
+        at = keys[i] & ((1 << 12) - 1)
+        out[i] = last[at]
+        last[at] = values[i]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def undo_steps(steps, keys, base, by_key):
+    """The values again from their zigzag steps."""
+    last = np.full(1 << 12, base)
+    out = np.empty(steps.size, np.int64)
+    for i in range(steps.size):
+        at = keys[i] & ((1 << 12) - 1) if by_key else 0
+        step = -((steps[i] + 1) >> 1) if steps[i] & 1 else steps[i] >> 1
+        last[at] += step
+        out[i] = last[at]
+    return out
+
+
+def encode(
+    values: np.ndarray, columns: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray, modes: np.ndarray, fresh: np.ndarray
+) -> bytes:
+    """One stream of symbols as bytes; `fresh` moves on."""
+    room = values.size * 4 + 64
+    while True:
+        slots, weights = tables(values.size)
+        state = np.array([0, 0xFFFFFFFF, 0, 0, 0, 0, 0], np.int64)
+        data, began = np.empty(room, np.uint8), fresh.copy()
+        run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, began)
+        if state[2] <= room:
+            break
+        room = int(state[2]) + 64
+    fresh[:] = began
+    low, high = int(state[0]), int(state[1])
+    end = next(e for k in (24, 16, 8, 0) if (e := high >> k << k) >= low)  # the fewest bytes inside [low, high]
+    return (data[: state[2]].tobytes() + end.to_bytes(4, "big")).rstrip(b"\0")
+
+
+def decode(
+    raw: bytes, columns: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray, modes: np.ndarray, fresh: np.ndarray
+) -> np.ndarray | None:
+    """The symbols again; None if the bytes contradict themselves."""
+    slots, weights = tables(columns.size)
+    first = int.from_bytes(raw[:4].ljust(4, b"\0"), "big")
+    state = np.array([0, 0xFFFFFFFF, 4, first, 1, 0, 0], np.int64)
+    values = np.zeros(columns.size, np.int64)
+    data = np.frombuffer(bytearray(raw), np.uint8)  # one type for both ways: one compilation
+    good = run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fresh)
+    return values if good else None

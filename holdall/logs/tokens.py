@@ -1,0 +1,222 @@
+"""Byte loops over a block of lines (numba): lines, tokens, template matching, interning, and putting lines back.
+
+A token is a run of letters and digits (bytes above 127 count as letters), or a run of one other byte. Its id is
+exact: 0..255 a single other byte, `NUMBER` any run that holds a digit, `WORDS` and above the interned rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+NUMBER = 256
+WORDS = 257
+STAR = -1  # in a template: any run of tokens, none included
+_WORD = np.array([chr(b).isalnum() or b > 127 if b < 128 else True for b in range(256)])
+_DIGIT = np.array([48 <= b <= 57 for b in range(256)])
+
+
+@njit(cache=True, nogil=True)
+def split_lines(text):
+    """[n + 1] where each line starts; the last entry is one past the text, a newline imagined at its end."""
+    n = 0
+    for b in text:
+        n += b == 10
+    open_end = text.size > 0 and text[text.size - 1] != 10
+    starts = np.empty(n + 1 + open_end, np.int64)
+    starts[0], k = 0, 1
+    for i in range(text.size):
+        if text[i] == 10:
+            starts[k] = i + 1
+            k += 1
+    if open_end:
+        starts[k] = text.size + 1
+    return starts
+
+
+@njit(cache=True, nogil=True)
+def _hash(text, a, b):
+    h = np.uint64(0xCBF29CE484222325)
+    for i in range(a, b):
+        h = (h ^ np.uint64(text[i])) * np.uint64(0x100000001B3)
+    return h ^ (h >> np.uint64(29))
+
+
+@njit(cache=True, nogil=True)
+def _same(text, a, b, c):
+    for i in range(b - a):
+        if text[a + i] != text[c + i]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def intern(text, starts, stops, keep):
+    """Number equal spans alike, by first use. keep[i] False leaves a span out (-1).
+
+    Returns the ids and, for each id, the index of the span that came first.
+    """
+    size, found = 1 << 12, 0
+    table = np.full(size, -1, np.int64)
+    firsts, marks = np.empty(size, np.int64), np.empty(size, np.uint64)
+    ids = np.full(starts.size, -1, np.int64)
+    for i in range(starts.size):
+        if not keep[i]:
+            continue
+        a, b = starts[i], stops[i]
+        h = _hash(text, a, b)
+        at = np.int64(h & np.uint64(size - 1))
+        while True:
+            k = table[at]
+            if k < 0:
+                table[at] = found
+                firsts[found], marks[found] = i, h
+                ids[i] = found
+                found += 1
+                break
+            f = firsts[k]
+            if marks[k] == h and stops[f] - starts[f] == b - a and _same(text, a, b, starts[f]):
+                ids[i] = k
+                break
+            at = (at + 1) & (size - 1)
+        if found * 2 > size:
+            size *= 4
+            table = np.full(size, -1, np.int64)
+            more_firsts, more_marks = np.empty(size, np.int64), np.empty(size, np.uint64)
+            more_firsts[:found], more_marks[:found] = firsts[:found], marks[:found]
+            firsts, marks = more_firsts, more_marks
+            for k in range(found):
+                at = np.int64(marks[k] & np.uint64(size - 1))
+                while table[at] >= 0:
+                    at = (at + 1) & (size - 1)
+                table[at] = k
+    return ids, firsts[:found].copy()
+
+
+@njit(cache=True, nogil=True)
+def _runs(text, lines, starts, kinds, bounds, fill):
+    """Count (fill False) or write the tokens of all lines."""
+    n = 0
+    for line in range(lines.size - 1):
+        i, stop = lines[line], lines[line + 1] - 1
+        if fill:
+            bounds[line] = n
+        while i < stop:
+            a, digit = i, False
+            if _WORD[text[i]]:
+                while i < stop and _WORD[text[i]]:
+                    digit = digit or _DIGIT[text[i]]
+                    i += 1
+                kind = NUMBER if digit else WORDS
+            else:
+                i += 1
+                while i < stop and text[i] == text[a]:
+                    i += 1
+                kind = np.int64(text[a]) if i - a == 1 else WORDS
+            if fill:
+                starts[n], kinds[n] = a, kind
+            n += 1
+    if fill:
+        bounds[lines.size - 1] = n
+        starts[n] = lines[lines.size - 1] - 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _stops(starts, bounds, lines, stops):
+    for line in range(bounds.size - 1):
+        for t in range(bounds[line], bounds[line + 1]):
+            stops[t] = starts[t + 1] if t + 1 < bounds[line + 1] else lines[line + 1] - 1
+
+
+def tokenize(text: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Starts, stops and ids of all tokens, [T], and where each line's tokens begin, [n + 1]."""
+    nothing = np.empty(0, np.int64)
+    n = _runs(text, lines, nothing, nothing, nothing, False)
+    starts, ids, bounds = np.empty(n + 1, np.int32), np.empty(n, np.int32), np.empty(lines.size, np.int64)
+    _runs(text, lines, starts, ids, bounds, True)
+    stops = np.empty(n, np.int32)
+    _stops(starts, bounds, lines, stops)
+    words, _ = intern(text, starts[:n], stops, ids == WORDS)
+    return starts[:n], stops, np.where(ids == WORDS, words + WORDS, ids).astype(np.int32), bounds
+
+
+@njit(cache=True, nogil=True)
+def line_hashes(ids, firsts, lasts):
+    """A 64-bit hash of each line's token ids in [firsts, lasts): equal lines but for their numbers hash alike."""
+    out = np.empty(firsts.size, np.uint64)
+    for line in range(firsts.size):
+        h = np.uint64(0x9E3779B97F4A7C15)
+        for t in range(firsts[line], lasts[line]):
+            h = (h ^ np.uint64(ids[t])) * np.uint64(0xD6E8FEB86659FD93)
+            h ^= h >> np.uint64(32)
+        out[line] = h
+    return out
+
+
+@njit(cache=True, nogil=True)
+def match(ids, a, b, pattern, spans):
+    """Match tokens [a, b) with a template; spans[s] = the tokens of star s. Each star takes as few as it can.
+
+    Going back to the last star only is enough for patterns of this kind, so the time is bounded by the product
+    of the two lengths.
+    """
+    t, p, star, held, s = a, 0, -1, a, -1
+    m = pattern.size
+    while t < b or p < m:
+        if p < m and pattern[p] == STAR:
+            s += 1
+            spans[s, 0] = spans[s, 1] = t
+            star, held = p, t
+            p += 1
+        elif p < m and t < b and pattern[p] == ids[t]:
+            p += 1
+            t += 1
+        elif star >= 0 and held < b:
+            held += 1
+            t, p = held, star + 1
+            spans[s, 1] = held
+        else:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def match_all(ids, firsts, lasts, todo, patterns, offsets, chosen, most):
+    """chosen[line] = the first template (in their order) that matches, for lines in `todo`."""
+    spans = np.empty((most + 1, 2), np.int64)
+    for k in range(todo.size):
+        line = todo[k]
+        a, b = firsts[line], lasts[line]
+        for p in range(offsets.size - 1):
+            pattern = patterns[offsets[p] : offsets[p + 1]]
+            if pattern.size and b > a:
+                if pattern[0] != STAR and pattern[0] != ids[a]:
+                    continue
+                if pattern[-1] != STAR and pattern[-1] != ids[b - 1]:
+                    continue
+            if match(ids, a, b, pattern, spans):
+                chosen[line] = p
+                break
+    return chosen
+
+
+@njit(cache=True, nogil=True)
+def extract(ids, starts, stops, firsts, lasts, ends, chosen, patterns, offsets, bounds, most, out):
+    """out[bounds[line] + s] = byte span of star s of each line. A line that does not match is marked in `bad`."""
+    spans = np.empty((most + 1, 2), np.int64)
+    bad = np.zeros(chosen.size, np.bool_)
+    for line in range(chosen.size):
+        pattern = patterns[offsets[chosen[line]] : offsets[chosen[line] + 1]]
+        a, b = firsts[line], lasts[line]
+        if not match(ids, a, b, pattern, spans):
+            bad[line] = True
+            continue
+        for s in range(bounds[line + 1] - bounds[line]):
+            x, y = spans[s, 0], spans[s, 1]
+            o = bounds[line] + s
+            if x == y:
+                out[o, 0] = out[o, 1] = starts[x] if x < b else ends[line]
+            else:
+                out[o, 0], out[o, 1] = starts[x], stops[y - 1]
+    return bad
