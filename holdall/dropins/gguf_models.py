@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,13 @@ def config(gguf: GGUF) -> dict[str, Any]:
         told["sliding_window"] = setting("attention.sliding_window")
         told["query_pre_attn_scalar"] = told["head_dim"]
     return told
+
+
+def files(gguf: GGUF) -> dict[str, bytes]:
+    """config.json and the tokenizer's files."""
+    from holdall.dropins.gguf_tokenizer import tokenizer_files
+
+    return {"config.json": json.dumps(config(gguf), indent=1).encode(), **tokenizer_files(gguf)}
 
 
 def state(gguf: GGUF, told: dict[str, Any]) -> dict[str, torch.Tensor]:

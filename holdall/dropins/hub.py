@@ -84,9 +84,16 @@ def _assembled(name: str) -> str:
 def read_folder(url: str) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
     """State and files of a Hugging Face folder, one safetensors file or several with an index."""
     url = url.rstrip("/")
-    files = neighbours(url)
+    state: dict[str, torch.Tensor] = {}
+    for shard in _shards(url):
+        state |= read_safetensors(f"{url}/{shard}")[0]
+    return state, neighbours(url)
+
+
+def _shards(url: str) -> list[str]:
+    """Names of the safetensors files that make up the model in that folder."""
     if is_file(f"{url}/model.safetensors"):
-        return read_safetensors(f"{url}/model.safetensors")[0], files
+        return ["model.safetensors"]
     if not is_file(f"{url}/model.safetensors.index.json"):
         wanted = "one with model.safetensors (pickled .bin files are never opened)"
         raise BadInput("model folder", url, wanted)
@@ -94,12 +101,40 @@ def read_folder(url: str) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
         shards = sorted(set(json.loads(_bytes(f"{url}/model.safetensors.index.json"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise CorruptArtefact(url, f"its index is damaged ({fault})") from fault
-    state: dict[str, torch.Tensor] = {}
     for shard in shards:
         if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise CorruptArtefact(url, f"its index names {shard!r}, which is no file beside it")
-        state |= read_safetensors(f"{url}/{shard}")[0]
-    return state, files
+    return shards
+
+
+def outline(where: str) -> tuple[dict[str, bytes], int, bool]:
+    """Files of a model, how many numbers it has, and whether they are all bfloat16, without reading them."""
+    where = installed(where) if where in _SHORT else where.rstrip("/")
+    if where.lower().endswith(".gguf"):
+        return _gguf_outline(where)
+    if where.lower().endswith(".safetensors"):
+        shards, files = [where], None
+    else:
+        shards, files = [f"{where}/{name}" for name in _shards(where)], neighbours(where)
+    count, kinds = 0, set()
+    for shard in shards:
+        with open_reader(shard) as reader:
+            head, _ = _header(reader)
+            told = head.pop("__metadata__", {})
+            files = _files_of(shard, told) if files is None else files
+            for name, entry in head.items():
+                dtype, shape, _ = _described(reader, name, entry)
+                count += math.prod(shape)
+                kinds.add(dtype)
+    return files or {}, count, {k for k in kinds if k.is_floating_point} == {torch.bfloat16}
+
+
+def _gguf_outline(where: str) -> tuple[dict[str, bytes], int, bool]:
+    from holdall.dropins.gguf import GGUF
+    from holdall.dropins.gguf_models import files
+
+    with GGUF.open(where) as gguf:
+        return files(gguf), sum(math.prod(e.shape) for e in gguf.entries.values()), False
 
 
 def neighbours(folder: str) -> dict[str, bytes]:
@@ -113,9 +148,13 @@ def read_safetensors(url: str) -> tuple[dict[str, torch.Tensor], dict[str, bytes
         head, base = _header(reader)
         told = head.pop("__metadata__", {})
         state = {name: _tensor(reader, name, entry, base) for name, entry in head.items()}
+    return state, _files_of(url, told)
+
+
+def _files_of(url: str, told: Mapping[str, str]) -> dict[str, bytes]:
     carried = {k.removeprefix(_EMBEDDED): v.encode() for k, v in told.items() if k.startswith(_EMBEDDED)}
     beside = url.rpartition("/")[0] if "/" in url else "."
-    return state, {k: v for k, v in carried.items() if k in FILES} or neighbours(beside)
+    return {k: v for k, v in carried.items() if k in FILES} or neighbours(beside)
 
 
 def _header(reader: Reader) -> tuple[dict[str, Any], int]:
@@ -134,15 +173,21 @@ def _header(reader: Reader) -> tuple[dict[str, Any], int]:
     return head, 8 + length
 
 
-def _tensor(reader: Reader, name: str, entry: Any, base: int) -> torch.Tensor:
+def _described(reader: Reader, name: str, entry: Any) -> tuple[torch.dtype, list[int], tuple[int, int]]:
+    """Type, shape and place of one tensor, checked."""
     try:
         dtype = getattr(torch, _DTYPES[entry["dtype"]])
         shape, (start, stop) = [int(n) for n in entry["shape"]], entry["data_offsets"]
         sane = 0 <= start <= stop and all(n >= 0 for n in shape)
         if not sane or stop - start != math.prod(shape) * dtype.itemsize:
             raise ValueError("its size contradicts its shape")
+        return dtype, shape, (start, stop)
     except (KeyError, TypeError, ValueError) as fault:
         raise CorruptArtefact(reader.name, f"tensor {name[:80]!r}: {type(fault).__name__} {fault}") from None
+
+
+def _tensor(reader: Reader, name: str, entry: Any, base: int) -> torch.Tensor:
+    dtype, shape, (start, stop) = _described(reader, name, entry)
     if stop == start:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(reader.read(base + start, base + stop)), dtype=dtype).reshape(shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -227,9 +226,6 @@ def _looks_linear(name: str, tensor: torch.Tensor) -> bool:
 def _read_gguf(where: str) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
     from holdall.dropins import gguf_models
     from holdall.dropins.gguf import GGUF
-    from holdall.dropins.gguf_tokenizer import tokenizer_files
 
     with GGUF.open(where) as gguf:
-        told = gguf_models.config(gguf)
-        files = {"config.json": json.dumps(told, indent=1).encode(), **tokenizer_files(gguf)}
-        return gguf_models.state(gguf, told), files
+        return gguf_models.state(gguf, gguf_models.config(gguf)), gguf_models.files(gguf)

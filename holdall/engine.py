@@ -1,0 +1,218 @@
+"""Engine: a model that answers within a memory budget. Weights stay packed; the context is held by a kv method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from holdall.budget import Budget
+from holdall.dropins.tokenizer import Message, Tokenizer, json_file
+from holdall.engine_plan import CHUNK, Plan, Shape, Source, give_memory_back, plan, slice_mlps
+from holdall.engine_text import Chooser, Text
+from holdall.errors import BadInput, BudgetError
+from holdall.kinds import Spend
+from holdall.optional import lazy
+
+if TYPE_CHECKING:
+    import torch
+
+    from holdall.kv.base import KVSelector
+else:
+    torch = lazy("torch", extra="weights")
+
+
+@dataclass
+class Stats:
+    """What the last answer took."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    open_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    kv_bytes: int = 0
+    kv_full_bytes: int = 0
+    passes: int = 0  # over the prompt; more than one with a kv method means that it was judged chunk by chunk
+
+    def figures(self) -> dict[str, float]:
+        """As a report's row. The first new token comes out of the prefill."""
+        steps = max(0, self.new_tokens - 1)
+        row = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        row["prefill_tokens_per_second"] = self.prompt_tokens / max(self.prefill_seconds, 1e-9)
+        row["tokens_per_second"] = steps / self.decode_seconds if self.decode_seconds else 0.0
+        return row
+
+
+@dataclass
+class Engine:
+    """Opens a `.hold` file, or any model that `Model.read` takes, and generates text.
+
+        engine = Engine.open("small.hold", memory="120MB", kv=SnapKV(), kv_budget="25%")
+        for piece in engine.generate("Tell me a joke."):
+            print(piece, end="", flush=True)
+        engine.stats
+
+    memory: what weights, context and workspace may take, above the interpreter and its libraries. Context and
+        workspace follow from the first prompt, and the weights get the rest: they are opened then. With a limit
+        weights that stay packed compute in bfloat16, which halves the context; without one in float32.
+    kv, kv_budget: a method of the room kv and its budget; None keeps the whole context.
+    Raises BudgetError with the least that would do.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    shape: Shape
+    memory: int | None = None
+    kv: KVSelector | None = None
+    kv_budget: Budget | None = None
+    stats: Stats = field(default_factory=Stats)
+    net: Any = None
+    _beside: int = 0  # bytes that context and workspace may take, now that the weights are open
+
+    @classmethod
+    def open(
+        cls, path: str, memory: Spend = None, kv: KVSelector | None = None, kv_budget: Spend = None
+    ) -> Self:
+        limit = Budget.parse(memory)
+        if limit is not None and limit.bytes is None:
+            raise BadInput("memory", str(limit), 'bytes ("120MB")')
+        if kv is None and kv_budget is not None:
+            raise BadInput("kv budget", str(kv_budget), "a kv method that holds it (--with kv.snapkv)")
+        if limit is not None:
+            give_memory_back()
+        source = Source.of(path)
+        item = source.item if limit is not None or source.packed is None else 4
+        shape = Shape.of(json_file(source.files, "config.json"), item)
+        memory_bytes = None if limit is None else limit.bytes
+        return cls(source, Tokenizer(source.files), shape, memory_bytes, kv, Budget.parse(kv_budget))
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The answer, piece by piece. A plain string is one user message; the same seed gives the same answer."""
+        if max_new_tokens < 1:
+            raise BadInput("max_new_tokens", max_new_tokens, "at least 1")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ids = self.tokenizer.chat(messages)
+        if not ids:
+            raise BadInput("prompt", "nothing", "some text")
+        choose, text, self.stats = Chooser(temperature, seed), Text(self.tokenizer), Stats(len(ids))
+        chunk = self._prepare(len(ids), max_new_tokens)
+        with torch.inference_mode():
+            for token in self._tokens(ids, chunk, max_new_tokens, choose):
+                if piece := text.add(token):
+                    yield piece
+        if piece := text.rest():
+            yield piece
+
+    def plan(self, tokens: int, new: int, chunk: int | None = None) -> Plan:
+        """The memory beside the weights for such a prompt and answer; chunk None is one pass."""
+        share = self.kv_budget
+        if self.kv is not None and share is None:
+            share = Budget(bytes=max(1, (getattr(self.kv, "capacity", None) or tokens) * self.shape.token))
+        one_pass = tokens if self.kv is not None else CHUNK
+        return plan(self.shape, tokens, new, share if self.kv is not None else None, chunk or one_pass)
+
+    def _prepare(self, tokens: int, new: int) -> int:
+        """Open the weights if they are not; returns the tokens of one pass over the prompt."""
+        plans = [self.plan(tokens, new)]
+        if self.kv is not None and tokens > CHUNK:
+            plans.append(self.plan(tokens, new, CHUNK))
+        if self.memory is None:
+            if self.net is None:
+                self._load(None)
+            return plans[0].chunk
+        if self.net is not None:
+            for option in plans:
+                if option.total <= self._beside:
+                    return option.chunk
+            least = self.memory - self._beside + min(p.total for p in plans)
+            raise BudgetError(self.memory, least, who="the engine", why=f"{tokens} tokens of prompt")
+        return self._fit(plans, tokens)
+
+    def _fit(self, plans: list[Plan], tokens: int) -> int:
+        """The first plan that leaves the weights enough; they may be held coarser for it."""
+        assert self.memory is not None
+        least: list[int] = []
+        for option in plans:
+            left = self.memory - option.total
+            try:
+                if left <= 0:
+                    least.append(option.total + 1)
+                    continue
+                self._load(left)
+            except BudgetError as short:
+                least.append(option.total + int(str(short.least)))
+                continue
+            self._beside = option.total
+            return option.chunk
+        why = f"weights, and {tokens} tokens of prompt"
+        raise BudgetError(self.memory, min(least), who="the engine", why=why)
+
+    def _load(self, left: int | None) -> None:
+        """Open the weights in what is left for them."""
+        start, source = time.perf_counter(), self.source
+        if left is not None and source.packed is not None and source.item == 4 and source.size > left:
+            raise BudgetError(left, source.size, who="this method", why="its weights do not stay packed")
+        if left is not None and source.packed is None and source.size > left:
+            raise BudgetError(left, source.size, who="the model", why="`holdall pack` makes it smaller")
+        dtype = torch.bfloat16 if self.shape.item == 2 else torch.float32
+        if source.packed is not None:
+            from holdall.verbs import method_of
+
+            method: Any = method_of(source.packed)
+            net = method.open(source.packed, left if source.item == 2 else None)
+        else:
+            from holdall.weights.model import Model
+
+            net = Model.read(source.path).build(dtype)
+        self.net = net.to(dtype)
+        slice_mlps(self.net)
+        self.stats.open_seconds = time.perf_counter() - start
+
+    def _cache(self, tokens: int) -> Any:
+        if self.kv is None:
+            from transformers import DynamicCache
+
+            return DynamicCache()
+        from holdall.dropins.transformers import Cache
+
+        budget = self.kv_budget
+        if budget is not None and budget.bytes is not None and self.memory is not None:
+            # A share can be held layer by layer; bytes for all layers would first need the whole context.
+            budget = Budget.parse(min(1.0, budget.bytes / (tokens * self.shape.token)))
+        return Cache(self.kv, budget)
+
+    def _tokens(self, ids: list[int], chunk: int, most: int, choose: Chooser) -> Iterator[int]:
+        """The answer's tokens, up to an end token."""
+        stats, start = self.stats, time.perf_counter()
+        cache = self._cache(len(ids))
+        for at in range(0, len(ids), chunk):
+            scores = self._step(ids[at : at + chunk], cache)
+            stats.passes += 1
+        token = choose(scores)
+        stats.prefill_seconds = time.perf_counter() - start
+        while token not in self.tokenizer.eos:
+            stats.new_tokens += 1
+            self._weigh(cache, len(ids))
+            yield token
+            if stats.new_tokens == most:
+                return
+            start = time.perf_counter()
+            token = choose(self._step([token], cache))
+            stats.decode_seconds += time.perf_counter() - start
+
+    def _step(self, ids: list[int], cache: Any) -> torch.Tensor:
+        out = self.net(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[0, -1]
+
+    def _weigh(self, cache: Any, prompt: int) -> None:
+        full = (prompt + self.stats.new_tokens - 1) * self.shape.token
+        self.stats.kv_full_bytes = full
+        self.stats.kv_bytes = cache.nbytes if self.kv is not None else full

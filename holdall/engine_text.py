@@ -1,0 +1,63 @@
+"""From scores to text: choosing the next token, and giving text out only where a character is whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from holdall.errors import BadInput
+from holdall.optional import lazy
+
+if TYPE_CHECKING:
+    import torch
+
+    from holdall.dropins.tokenizer import Tokenizer
+else:
+    torch = lazy("torch", extra="weights")
+
+_HOLD = 8  # tokens after which a broken character is given out as it is
+
+
+class Chooser:
+    """The next token: the best one at temperature 0, else one drawn with probability softmax(scores / temperature)."""
+
+    def __init__(self, temperature: float = 0.0, seed: int = 0):
+        if not 0 <= temperature < float("inf"):
+            raise BadInput("temperature", temperature, "0 (the best token) or more")
+        self.temperature = temperature
+        self._random = torch.Generator().manual_seed(seed)
+
+    def __call__(self, scores: torch.Tensor) -> int:
+        """scores: [V]."""
+        if self.temperature == 0:
+            return int(scores.argmax())
+        chances = torch.softmax(scores.float() / self.temperature, dim=-1)
+        return int(torch.multinomial(chances, 1, generator=self._random))
+
+
+class Text:
+    """Takes tokens one by one and gives the text that they complete; a character may span several tokens."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = (
+            0  # of the ids, those whose text is out; they stay one round for the spaces between words
+        )
+        self._start = 0
+
+    def add(self, token: int) -> str:
+        self._ids.append(token)
+        return self._new(final=False)
+
+    def rest(self) -> str:
+        """What is left at the end, whole or not."""
+        return self._new(final=True)
+
+    def _new(self, final: bool) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._shown])
+        now = self._tokenizer.decode(self._ids[self._start :])
+        waiting = now.endswith("\ufffd") and len(self._ids) - self._shown < _HOLD
+        if (waiting and not final) or len(now) <= len(before):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return now[len(before) :]
