@@ -1,0 +1,15 @@
+"""Weights: a model that is too big for your disk or memory.
+
+You hold a model (`Model.read` takes a GGUF, safetensors, Hugging Face folder or a short name) and name a size; you
+get one `.hold` file with everything that is needed to run it, and `open` gives a running module. `bitstack` makes a
+file of which any prefix is a model, and whose budget can change while it runs; `rtn` is classic group-wise
+rounding; `none` and `random` are the floors.
+"""
+
+from holdall.weights.bitstack import BitStack
+from holdall.weights.model import Model
+from holdall.weights.none import Nothing
+from holdall.weights.random import Random
+from holdall.weights.rtn import RoundToNearest
+
+__all__ = ["BitStack", "Model", "Nothing", "Random", "RoundToNearest"]

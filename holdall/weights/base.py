@@ -1,0 +1,65 @@
+"""The contract of the room: a codec whose thing is a `Model`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from holdall.budget import Budget
+from holdall.kinds import Codec, Spend
+from holdall.weights.model import Model
+
+if TYPE_CHECKING:
+    import torch
+
+    from holdall.packed import Packed
+
+_FORMATS = (".gguf", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCodec(Codec):
+    """Packs a model, tokenizer and config included, into one file.
+
+    Budgets count the whole file: embeddings, tokenizer and header too. A share is of the bytes that the model's
+    tensors have as they were given (`Model.nbytes`); bits are per number, over all of its tensors.
+    """
+
+    room: ClassVar[str] = "weights"
+
+    def open(self, packed: Packed, memory: Spend = None) -> torch.nn.Module:
+        """A running transformers module. memory: what the weights may take; None for all that was packed.
+
+        Methods that cannot keep weights packed decode them all, and take the memory of the original.
+        """
+        return self.decode(packed).build()
+
+    @staticmethod
+    def allowed(model: Model, budget: Spend) -> int | None:
+        """The budget in bytes of the file."""
+        asked = Budget.parse(budget)
+        return None if asked is None else asked.limit(model.nbytes, model.elements)
+
+    @classmethod
+    def sniff(cls, url: str, head: bytes) -> bool:
+        if head[:4] == b"GGUF" or url.lower().endswith(_FORMATS):
+            return True
+        return url.lower().rstrip("/").endswith("config.json")
+
+    @classmethod
+    def read_input(cls, url: str) -> Model:
+        return Model.read(url)
+
+    @classmethod
+    def write_output(cls, x: Any, url: str) -> None:
+        x.write(url)
+
+
+def finish(packed: Packed, to: str | None) -> Packed:
+    """In memory, or saved at `to` and opened lazily."""
+    from holdall.packed import Packed
+
+    if to is None:
+        return packed
+    packed.save(to)
+    return Packed.open(to)

@@ -1,0 +1,228 @@
+"""BitStack: one file of which any number of megabytes is a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from holdall.errors import BadInput, BudgetError, CorruptArtefact
+from holdall.kinds import Spend
+from holdall.method import Paper, knob
+from holdall.optional import lazy
+from holdall.packed import Packed
+from holdall.weights.base import WeightCodec, finish
+from holdall.weights.layout import Layout, kept, plan, read_kept
+from holdall.weights.model import Model
+
+if TYPE_CHECKING:
+    import torch
+
+    from holdall.weights.encoder import Encoder
+    from holdall.weights.stack import Stack
+else:
+    torch = lazy("torch", extra="weights")
+
+_PAPER_RANK = 16
+_ENTRY = 100  # about what one section costs in the header; only the search for the budget begins with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitStack(WeightCodec):
+    """Cut a model into sorted one-bit blocks; load as many megabytes as you have, and change your mind later.
+
+    Each matrix becomes a sum of blocks (a sign a weight times two thin half-precision factors), and the blocks of
+    all matrices lie in one file in the order in which they help most: any prefix of the file is a model. Needs no
+    training, minutes of calibration. Poor above about 4.5 bits a weight, where plain rounding wins, and below
+    about 1.7, where nothing of this kind answers; matrices of less than some hundred columns pay much for factors.
+
+    Shapes:
+        a weight W [m, n] is sum_i S_i * (A_i B_i), S_i [m, n] signs, A_i [m, k], B_i [k, n].
+    Cost:
+        a block is mn/8 + 2k(m + n) bytes. Encoding: a forward pass over `windows` x `window` tokens, a backward
+        pass over `slope_windows`, and for each block some 4 products with W and, for `feedback` and `refit`, about
+        (k + 1) m n^2 multiplications. Opened, it holds its packed bytes and one matrix of scratch.
+    Knobs:
+        levels most blocks a matrix (paper 16); rank k of a block (None: up to `overhead`, and the paper's 16
+        without a budget); embeddings "fp16" (paper), "stack", or "auto"; lead, fold, sort, scaling, stretch,
+        feedback, refit, damp, windows x window tokens (paper 256 x 2048), slope_windows, seed: see `--help`.
+    Differs from the paper:
+        1 / scale goes into B (`fold="factor"`), which needs no operator before, works under grouped-query attention
+        and costs nothing; "previous" is the paper's way. The rounded A, B are subtracted, not the exact ones.
+        Signs are chosen with error feedback through the inputs' second moments and A is then fitted to the outputs
+        (`feedback=0, refit=False` is the paper); magnitudes are stretched a little, which helps later blocks. The
+        sort uses squared gradients times output errors a byte instead of (T - 1) x linears perplexities
+        (`sort="perplexity"` is the paper; docs/weights.md compares them). Embeddings join the stack in slabs of
+        4096 rows, `lead` blocks ahead of the linears. k follows the shape. Calibration text is the user's.
+    Example:
+        >>> import torch
+        >>> from holdall.weights import BitStack, Model
+        >>> w = torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
+        >>> packed = BitStack().encode(Model({"w": w}), "20%")
+        >>> packed.nbytes <= 0.2 * w.nbytes
+        True
+        >>> back = BitStack().decode(packed).state["w"]
+        >>> float((back - w).norm() / w.norm()) < 0.3
+        True
+    Paper: Wang et al., BitStack: Any-Size Compression of Large Language Models in Variable Memory Environments.
+    Test: tests/weights/test_bitstack.py
+    """
+
+    name: ClassVar[str] = "bitstack"
+    paper: ClassVar[Paper] = Paper(
+        71,
+        "BitStack: Any-Size Compression of Large Language Models in Variable Memory Environments",
+        "Wang, Wang, Wang, Zhang, Zhou, Qiu (ICLR 2025)",
+        "https://arxiv.org/abs/2410.23918",
+    )
+
+    levels: int = knob(16, "most blocks a matrix may have", other=2)
+    rank: int | None = knob(
+        None, "rank of a block's magnitudes; None follows the shape", paper=16, other=2, at={"budget": "12%"}
+    )
+    overhead: float = knob(
+        0.25, "bytes of factors per byte of signs that the rank may cost", other=0.6, at={"budget": "12%"}
+    )
+    embeddings: str = knob(
+        "auto", "fp16, stack, or auto: stack under a budget", paper="fp16", other="fp16", at={"budget": "30%"}
+    )
+    lead: int = knob(
+        1, "blocks that embedding tables run ahead of linears", paper=0, other=0, at={"budget": "12%"}
+    )
+    scaling: bool = knob(True, "calibrate; off = all inputs count alike", other=False, at={"budget": "12%"})
+    fold: str = knob("factor", "where 1/scale goes: factor or previous", paper="previous", other="previous")
+    stretch: float = knob(1.1, "factor on magnitudes", paper=1.0, other=1.0, at={"budget": "12%"})
+    feedback: float = knob(
+        1.0, "strength of error feedback between columns, 0 to 1", paper=0.0, other=0.0, at={"budget": "12%"}
+    )
+    refit: bool = knob(True, "fit A to the outputs", paper=False, other=False, at={"budget": "12%"})
+    damp: float = knob(0.1, "share of the mean second moment added to each", other=1.0, at={"budget": "12%"})
+    sort: str = knob(
+        "gain", "gain or perplexity", paper="perplexity", other="perplexity", at={"budget": "12%"}
+    )
+    windows: int = knob(16, "calibration windows", paper=256, other=1, at={"budget": "12%"})
+    window: int = knob(512, "tokens a window", unit="tokens", paper=2048, other=64, at={"budget": "12%"})
+    slope_windows: int = knob(4, "windows that gradients are taken on", other=0, at={"budget": "12%"})
+    seed: int = knob(0, "of the subspace iteration", other=1, at={"budget": "12%"})
+
+    def __post_init__(self) -> None:
+        words = {
+            "embeddings": ("auto", "stack", "fp16"),
+            "fold": ("factor", "previous"),
+            "sort": ("gain", "perplexity"),
+        }
+        for field, wanted in words.items():
+            if getattr(self, field) not in wanted:
+                raise BadInput(field, getattr(self, field), " or ".join(wanted))
+        if self.levels < 1 or self.lead < 0 or self.windows < 1 or self.window < 2:
+            raise BadInput(
+                "bitstack", str(self.to_dict()), "levels, windows of at least 1, lead of at least 0"
+            )
+
+    def encode(self, x: Model, budget: Spend = None, *, to: str | None = None) -> Packed:
+        from holdall.weights.encoder import Encoder
+
+        limit = self.allowed(x, budget)
+        for name, tensor in x.state.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise BadInput(f"tensor {name}", "NaN or infinity", "finite weights")
+        tables = self.embeddings == "stack" or (self.embeddings == "auto" and limit is not None)
+        rank = _PAPER_RANK if self.rank is None and limit is None else self.rank
+        layout = plan(x, rank, self.overhead, tables)
+        sections = kept(x, layout)
+        first = Packed({}, self._meta(x, layout)).nbytes + sum(a.nbytes for a in sections.values())
+        first += _ENTRY * len(sections)
+        cheapest = first + sum(p.block_bytes + _ENTRY for p in layout.pieces)
+        if limit is not None and cheapest > 2 * limit + 10_000:  # hopeless: say so before the work
+            raise BudgetError(limit, cheapest, who="weights.bitstack", why="one block of every matrix")
+        depths = self._depths(layout, None if limit is None else limit - first)
+        cut = Encoder(self, x, layout, depths)
+        if self.fold == "previous":
+            sections = kept(Model(cut.state, x.files, x.name), layout)
+        stack = [*range(len(layout.pieces)), *self._order(cut, x)]
+        return finish(self._trim(x, layout, sections, cut, stack, limit), to)
+
+    def decode(self, packed: Packed) -> Model:
+        shell, stack = self._open(packed)
+        stack.change(None)
+        made = {}
+        for name, dtype, shape in stack.layout.tensors:
+            cut = name not in shell.state
+            made[name] = torch.zeros(shape, dtype=getattr(torch, dtype)) if cut else shell.state[name]
+        stack.fill(made)
+        return Model(made, shell.files, shell.name)
+
+    def open(self, packed: Packed, memory: Spend = None) -> torch.nn.Module:
+        """Weights stay packed; `module.holdall_stack.change(budget)` loads or frees exactly the difference."""
+        from holdall.weights.packed_linear import install
+
+        shell, stack = self._open(packed)
+        stack.change(memory)
+        module = install(shell, stack.layout, stack.parts)
+        module.holdall_stack = stack
+        return module
+
+    def _open(self, packed: Packed) -> tuple[Model, Stack]:
+        from holdall.weights.stack import Stack
+
+        layout = Layout.of(packed)
+        state, files = read_kept(packed, layout)
+        told = [packed.meta.get(key) for key in ("original_bytes", "elements")]
+        if any(type(n) is not int or n < 0 for n in told):
+            raise CorruptArtefact("the BitStack header", "it does not say how large the original was")
+        return Model(state, files, str(packed.meta.get("name", "model"))), Stack(packed, layout, *told)
+
+    def _meta(self, x: Model, layout: Layout) -> dict[str, Any]:
+        size = {"name": x.name, "original_bytes": x.nbytes, "elements": x.elements}
+        return {"room": "weights", "method": self.to_dict(), **size, **layout.to_meta()}
+
+    def _depths(self, layout: Layout, room: int | None) -> list[int]:
+        """How many blocks of each piece can be of use in `room` bytes."""
+        for level in range(1, self.levels + 1):
+            depths = [min(level + self.lead, self.levels) if p.table else level for p in layout.pieces]
+            total = sum(d * p.block_bytes for d, p in zip(depths, layout.pieces, strict=True))
+            if room is not None and total >= room:
+                break
+        return depths
+
+    def _order(self, cut: Encoder, x: Model) -> list[int]:
+        from holdall.weights.stack import by_gain, groups
+
+        levels = groups(cut.layout.pieces, cut.depths, self.lead)
+        if self.sort == "gain":
+            return by_gain(levels, cut.gain)
+        from holdall.weights.sorting import sort_by_perplexity
+
+        return sort_by_perplexity(cut, x, levels)
+
+    def _trim(
+        self,
+        x: Model,
+        layout: Layout,
+        sections: dict[str, np.ndarray],
+        cut: Encoder,
+        stack: list[int],
+        limit: int | None,
+    ) -> Packed:
+        """As many blocks of the stack as fit, first blocks at least."""
+        taken = [0] * len(layout.pieces)
+        blocks = []
+        for i in stack:
+            blocks.append(cut.blocks[i][taken[i]])
+            taken[i] += 1
+
+        def made(count: int) -> Packed:
+            arrays = {**sections, **{str(at): blocks[at] for at in range(count)}}
+            return Packed(arrays, self._meta(x, Layout(layout.tensors, layout.pieces, stack[:count])))
+
+        if limit is None:
+            return made(len(stack))
+        low, high = len(layout.pieces), len(stack)
+        least = made(low).nbytes
+        if least > limit:
+            raise BudgetError(limit, least, who="weights.bitstack", why="one block of every matrix")
+        while low < high:  # the most blocks whose file fits
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if made(middle).nbytes <= limit else (low, middle - 1)
+        return made(low)

@@ -1,0 +1,136 @@
+"""The numba kernels of sign-and-low-rank blocks, each with its slow truth beside it.
+
+A weight is the sum of L blocks, W = sum_l S_l * (A_l B_l): S holds one sign bit a weight (bit 1 = negative, eight
+columns a byte, lowest bit first), A is [L, m, k], B is [L, k, n]. Compiled once, then cached beside this file.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from holdall.weights.lanes import add_signed, sums_1, sums_2, sums_4
+
+_F32 = np.float32
+
+
+def to_words(signs: np.ndarray) -> np.ndarray:
+    """Sign bytes [..., ceil(n / 8)] as the 16-bit words of the kernels, [..., ceil(n / 16)]."""
+    odd = signs.shape[-1] % 2
+    padded = np.pad(signs, [(0, 0)] * (signs.ndim - 1) + [(0, odd)]) if odd else np.ascontiguousarray(signs)
+    return padded.view("<u2")
+
+
+def widen(b: np.ndarray) -> np.ndarray:
+    """B [..., n] as float32 with zeros up to a multiple of 16 columns."""
+    spare = -b.shape[-1] % 16
+    return np.pad(b.astype(_F32), [(0, 0)] * (b.ndim - 1) + [(0, spare)])
+
+
+def naive_rebuild(signs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """W [m, n] from signs [L, m, bytes], a [L, m, k], b [L, k, n]."""
+    bits = np.unpackbits(signs, axis=-1, bitorder="little")[..., : b.shape[-1]]  # [L, m, n]
+    return ((1.0 - 2.0 * bits) * (a.astype(np.float64) @ b.astype(np.float64))).sum(0).astype(_F32)
+
+
+@njit(parallel=True, cache=True, fastmath=True)
+def rebuild(signs: np.ndarray, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """`naive_rebuild` into `out` [m, n], a row at a time; signs are words [L, m, G], b is [L, k, 16 G]."""
+    levels, m, groups = signs.shape
+    k, n = b.shape[1], out.shape[1]
+    for i in prange(m):
+        sizes = np.zeros(16 * groups, np.float32)
+        total = np.zeros(16 * groups, np.float32)
+        for level in range(levels):
+            first = a[level, i, 0]
+            for j in range(16 * groups):
+                sizes[j] = first * b[level, 0, j]
+            for r in range(1, k):
+                factor = a[level, i, r]
+                for j in range(16 * groups):
+                    sizes[j] += factor * b[level, r, j]
+            add_signed(signs[level, i], sizes, total)
+        for j in range(n):
+            out[i, j] = total[j]
+
+
+def naive_product(signs: np.ndarray, a: np.ndarray, b: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """y [m] = W x."""
+    return naive_rebuild(signs, a, b).astype(np.float64) @ x.astype(np.float64)
+
+
+@njit(parallel=True, cache=True, fastmath=True)
+def product(signs: np.ndarray, a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+    """`naive_product` into y [m] from the packed words [L, m, G] themselves: nothing of W is ever written.
+
+    With z_r = B[r] * x, sum_j S_ij z_rj = sum_j z_rj - 2 * (the sum of z_rj over the negative signs of row i).
+    """
+    levels, m, groups = signs.shape
+    k, n = b.shape[1], x.shape[0]
+    z = np.zeros((levels, k, 16 * groups), np.float32)
+    whole = np.zeros((levels, k), np.float32)
+    for level in range(levels):
+        for r in range(k):
+            for j in range(n):
+                z[level, r, j] = b[level, r, j] * x[j]
+                whole[level, r] += z[level, r, j]
+    for i in prange(m):
+        negative = np.zeros(4, np.float32)
+        total = np.float32(0)
+        for level in range(levels):
+            r = 0
+            while r < k:
+                if k - r >= 4:
+                    step = 4
+                    sums_4(signs[level, i], z[level, r:], negative)
+                elif k - r >= 2:
+                    step = 2
+                    sums_2(signs[level, i], z[level, r:], negative)
+                else:
+                    step = 1
+                    sums_1(signs[level, i], z[level, r:], negative)
+                for t in range(step):
+                    total += a[level, i, r + t] * (whole[level, r + t] - np.float32(2) * negative[t])
+                r += step
+        y[i] = total
+
+
+def naive_feedback_signs(
+    work: np.ndarray, magnitude: np.ndarray, upper: np.ndarray, strength: float
+) -> np.ndarray:
+    """Signs [m, n] (bool, True = negative) column by column; each error is passed on to the columns not yet signed.
+
+    `upper` is the upper Cholesky factor of the inverse second moment of the inputs: what a column got wrong is
+    made good where the inputs are correlated with it (the classic error feedback of optimal brain surgery).
+    """
+    work, n = work.astype(np.float64), work.shape[1]
+    negative = np.zeros(work.shape, bool)
+    for j in range(n):
+        value = np.where((work[:, j] >= 0) == (magnitude[:, j] >= 0), magnitude[:, j], -magnitude[:, j])
+        negative[:, j] = (work[:, j] >= 0) != (magnitude[:, j] >= 0)
+        error = strength * (work[:, j] - value) / upper[j, j]
+        work[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+    return negative
+
+
+@njit(parallel=True, cache=True, fastmath=True)
+def feedback_panel(
+    work: np.ndarray,
+    magnitude: np.ndarray,
+    upper: np.ndarray,
+    strength: float,
+    out: np.ndarray,
+    errors: np.ndarray,
+) -> None:
+    """`naive_feedback_signs` on a panel of columns [m, c]; `errors` [m, c] is for the columns behind the panel."""
+    m, n = work.shape
+    for i in prange(m):
+        row = work[i].copy()
+        for j in range(n):
+            size = magnitude[i, j]
+            flip = (row[j] >= 0) != (size >= 0)
+            out[i, j] = flip
+            error = np.float32(strength) * (row[j] + size if flip else row[j] - size) / upper[j, j]
+            errors[i, j] = error
+            for t in range(j + 1, n):
+                row[t] -= error * upper[j, t]

@@ -1,0 +1,156 @@
+"""The universal stack: in which order blocks are worth loading, and the handle that loads and frees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from holdall.budget import Budget
+from holdall.errors import BudgetError, CorruptArtefact
+from holdall.kinds import Spend
+from holdall.optional import lazy
+from holdall.packed import LazyArrays, Packed
+from holdall.weights.layout import Layout, Piece
+from holdall.weights.parts import Part
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch", extra="weights")
+
+_GULP = 8 << 20  # bytes of blocks in the air at once while a stack is read
+
+
+def groups(pieces: Sequence[Piece], depths: Sequence[int], lead: int) -> list[list[tuple[int, int]]]:
+    """The levels: groups of (piece, block) that must follow one another, first blocks left out.
+
+    In group b every linear goes from b to b + 1 blocks, and every embedding table from b + lead to b + lead + 1:
+    tables run `lead` blocks ahead, and those go first. depths: how many blocks each piece has.
+    """
+    found = []
+    for block in range(1, lead + 1):
+        found.append([(i, block) for i, p in enumerate(pieces) if p.table and block < depths[i]])
+    for level in range(1, max(depths, default=1)):
+        at = [(i, level + lead if p.table else level) for i, p in enumerate(pieces)]
+        found.append([(i, block) for i, block in at if block < depths[i]])
+    return [group for group in found if group]
+
+
+def by_gain(levels: list[list[tuple[int, int]]], gain: Callable[[int, int], float]) -> list[int]:
+    """The stack after the first blocks: within each level the block with the largest gain a byte first."""
+    return [i for group in levels for i, _ in sorted(group, key=lambda item: (-gain(*item), item))]
+
+
+def by_perplexity(
+    levels: list[list[tuple[int, int]]],
+    load: Callable[[int, int], None],
+    drop: Callable[[int, int], None],
+    perplexity: Callable[[], float],
+) -> list[int]:
+    """The paper's sort: at each level every piece alone is raised by a block and the model is measured.
+
+    load and drop change the model by one block. A measurement that is not a number takes the same piece's value
+    at the next level, plus an offset; at the last level it goes last.
+    """
+    measured: list[dict[tuple[int, int], float]] = []
+    for group in levels:
+        found = {}
+        for item in group:
+            load(*item)
+            found[item] = perplexity()
+            drop(*item)
+        measured.append(found)
+        for item in group:
+            load(*item)
+    order: list[int] = []
+    after: dict[int, float] = {}
+    ranked = []
+    for found in reversed(measured):
+        values = {i: after.get(i, math.inf) + 1.0 if math.isnan(v) else v for (i, _), v in found.items()}
+        ranked.append(sorted(values, key=lambda i: (values[i], i)))
+        after = values
+    for level in reversed(ranked):
+        order += level
+    return order
+
+
+class Stack:
+    """An opened BitStack: which of its blocks are loaded, and how to have more or fewer of them.
+
+    >>> # module = BitStack().open(packed, "45MB"); module.holdall_stack.change("30MB")
+    """
+
+    def __init__(self, packed: Packed, layout: Layout, original: int, elements: int):
+        self.packed, self.layout = packed, layout
+        self.original, self.elements = original, elements
+        sizes = [layout.pieces[i].block_bytes for i in layout.stack]
+        self._ends = packed.nbytes - sum(sizes) + np.cumsum([0, *sizes])  # file bytes up to each block
+        self.parts = [Part(piece) for piece in layout.pieces]
+        self.count = 0
+        self.dirty: set[int] = set()  # pieces that changed since `fill`
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file, from its start, that what is loaded takes."""
+        return int(self._ends[self.count])
+
+    def count_for(self, budget: Spend) -> int:
+        """How many blocks fit; every first block has to."""
+        least = len(self.layout.pieces)
+        asked = Budget.parse(budget)
+        if asked is None:
+            return len(self.layout.stack)
+        limit = asked.limit(self.original, self.elements)
+        if self._ends[least] > limit:
+            why = "one block of every matrix, and what is never cut"
+            raise BudgetError(limit, int(self._ends[least]), who="weights.bitstack", why=why)
+        return int(np.searchsorted(self._ends, limit, side="right")) - 1
+
+    def change(self, budget: Spend) -> int:
+        """Load or free exactly the blocks between what is loaded and what fits; returns the bytes read."""
+        target, read = self.count_for(budget), 0
+        while self.count > target:
+            self.count -= 1
+            self._touch(self.count).pop()
+        while self.count < target:
+            names = [str(self.count)]
+            first = self._ends[self.count]
+            while (
+                self.count + len(names) < target and self._ends[self.count + len(names) + 1] - first <= _GULP
+            ):
+                names.append(str(self.count + len(names)))
+            arrays = self._read(names)
+            for name in names:
+                read += arrays[name].nbytes
+                block = self.layout.block(arrays, self.count)
+                self._touch(self.count).push(block)
+                self.count += 1
+        return read
+
+    def _read(self, names: list[str]) -> dict[str, np.ndarray]:
+        arrays = self.packed.arrays
+        try:
+            return arrays.read(names) if isinstance(arrays, LazyArrays) else {n: arrays[n] for n in names}
+        except KeyError as missing:
+            raise CorruptArtefact("the BitStack file", f"block {missing} is not there") from missing
+
+    def _touch(self, at: int) -> Part:
+        piece = self.layout.stack[at]
+        self.dirty.add(piece)
+        return self.parts[piece]
+
+    def fill(self, state: dict[str, torch.Tensor]) -> None:
+        """Write the weights of every piece that changed into `state`'s tensors, in place."""
+        for i in sorted(self.dirty):
+            piece = self.layout.pieces[i]
+            target = state[self.layout.tensors[piece.tensor][0]][piece.start : piece.stop]
+            if target.dtype == torch.float32 and target.is_contiguous():
+                self.parts[i].dense(target.detach().numpy())
+            else:
+                whole = np.zeros((piece.rows, piece.columns), np.float32)
+                self.parts[i].dense(whole)
+                target.copy_(torch.from_numpy(whole))
+        self.dirty.clear()
