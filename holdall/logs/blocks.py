@@ -11,7 +11,7 @@ from holdall.errors import CorruptArtefact
 from holdall.logs import bytestreams as bs
 from holdall.logs import mixing
 from holdall.logs.bytestreams import Cursor, varints
-from holdall.logs.groups import BY_KEY, DELTA, DICT, FORM, INT, Group, choose_layouts, gather
+from holdall.logs.groups import BY_KEY, DELTA, DICT, FORM, SPARSE, Group, choose_layouts, gather
 from holdall.logs.numerals import Form
 from holdall.logs.segments import Segment, Tables, decode_segment, encode_segment
 from holdall.logs.structure import Parsed, parse
@@ -79,7 +79,7 @@ def _write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
         head += [int(t.heads[k]), len(tail), tail[0] if tail else 0]
     head += t.home.tolist()
     for g, alone, count in zip(index.groups, t.alone, index.counts, strict=True):
-        head += [g.kind | int(alone) << 2 | g.layout << 3, g.parent]
+        head += [g.kind | int(alone) << 2 | g.layout << 3, g.parent << 2 | g.guess >> 3]
         head += [count] if g.kind == DICT else [_zigzag(g.base)]
         if g.form is not None:
             head += [len(g.form.mask), *g.form.mask, len(g.form.widths), *g.form.widths, *g.form.radices]
@@ -135,19 +135,20 @@ def read_index(raw: bytes, path: str) -> Index:
 
 
 def _read_group(c: Cursor) -> tuple[Group, bool, int]:
-    flags, parent = c.number(127), c.number(2 + MOST_BYTES)
+    flags, parent = c.number(127), c.number(MOST_BYTES)
     kind, layout = flags & 3, flags >> 3
-    if layout not in ((mixing.IDS, mixing.RANKS) if kind == DICT else (mixing.PLAIN, DELTA, BY_KEY)) or kind > FORM:
+    known = (mixing.IDS, mixing.RANKS) if kind == DICT else (mixing.PLAIN, DELTA, BY_KEY)
+    if kind > FORM or (layout not in known and not (layout == SPARSE and flags & 4)):
         raise CorruptArtefact(c.path, "a group of no known kind")
     nothing = np.empty(0, np.int64)
-    group = Group(kind, nothing, nothing, layout, parent=parent)
+    group = Group(kind, nothing, nothing, layout, parent=parent >> 2, guess=(parent & 3) << 3)
     if kind == DICT:
         return group, bool(flags & 4), c.number(MOST_BYTES)
     base = c.number(1 << 62)
     group.base = -((base + 1) >> 1) if base & 1 else base >> 1
     if kind == FORM:
         mask = bytes(c.number(255) for _ in range(c.number(64)))
-        n = c.number(18)
+        n = c.number(40)
         group.form = Form(mask, tuple(c.number(18) for _ in range(n)), tuple(c.number(10**18) for _ in range(n)))
         if not group.form.sound():
             raise CorruptArtefact(c.path, "a number has no sane form")

@@ -13,9 +13,10 @@ from numba import njit
 
 from holdall.logs.tables import ENTROPY, RATE, SQUASH, STRETCH
 
-CONTEXTS = 8
+CONTEXTS = 6
 PLAIN, IDS, RANKS, EVENTS = 0, 1, 2, 3  # symbols: numbers; dictionary ids; recency ranks of ids; events
-WINDOW = 255  # how many recent ids a column of ranks remembers
+BY_B, BY_A = 8, 16  # added: first ask whether it is the last one under key B; under key A or the last of all
+WINDOW = 127  # how many recent ids a column of ranks remembers
 STEP = 5
 _SETS = 4 * 4 * 4 * 3
 _NONE = np.int64(-1)
@@ -55,30 +56,30 @@ def _decide(state, data, slots, weights, hashes, at, lean, node, kind, bit):
         seen = (s >> np.uint32(10)) & np.uint32(63)
         lean[j] = STRETCH[s >> np.uint32(20)] if seen else np.int32(0)
         lean[CONTEXTS + j] = np.int32(seen)
-    grade = (_grade(lean[CONTEXTS + 5]) * 4 + _grade(lean[CONTEXTS + 4])) * 4 + _grade(lean[CONTEXTS + 2])
-    mix = weights[kind * 64 + grade]
-    total = np.int32(0)
+    grade = (_grade(lean[CONTEXTS + 4]) * 4 + _grade(lean[CONTEXTS + 2])) * 4 + _grade(lean[CONTEXTS + 1])
+    chosen = np.uint64(kind * 64 + grade)
+    total = np.int64(0)
     for j in range(CONTEXTS):
-        total += (mix[j] * lean[j]) >> np.int32(12)
-    total = min(max(total >> np.int32(4), np.int32(-2800)), np.int32(2800))
-    p = min(max(SQUASH[total + 2800], np.int32(16)), np.int32(65520))
+        total += (weights[chosen, j] * lean[j]) >> 16
+    p = np.int64(SQUASH[np.uint64(min(max(total, -2800), 2800) + 2800)])
+    p = min(max(p, 16), 65520)
     if state[5]:  # 1/65536 of a bit
         state[6] += ENTROPY[(p if bit else 65536 - p) >> 4]
     else:
-        bit = _code(state, data, np.int64(p), bit)
-    miss = np.int32(65536 * bit - p)
-    goal = np.int64(65535 * bit)
+        bit = _code(state, data, p, bit)
+    miss = (65536 * bit - p) * STEP
+    goal = 65535 * bit
     for j in range(CONTEXTS):
-        mix[j] += ((lean[j] * (miss >> np.int32(2)) + np.int32(1 << 12)) >> np.int32(13)) * np.int32(STEP) >> np.int32(2)
+        weights[chosen, j] += np.int32((lean[j] * miss + (1 << 16)) >> 17)
         s = slots[j, at[j]]
-        n, q = lean[CONTEXTS + j], np.int64(s >> np.uint32(16))
+        n, q = np.uint64(lean[CONTEXTS + j]), np.int64(s >> np.uint32(16))
         q += ((goal - q) * RATE[n]) >> 16
-        n = min(n + np.int32(1), np.int32(63))
+        n = min(n + np.uint64(1), np.uint64(63))
         slots[j, at[j]] = np.uint32(q << 16) | np.uint32(n << 10) | (s & np.uint32(1023))
     return bit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _code(state, data, p, bit):
     """Arithmetic coding of one decision. state: low, high, position, code, decode, price, sum."""
     low, high = state[0], state[1]
@@ -102,14 +103,26 @@ def _code(state, data, p, bit):
 
 
 @njit(cache=True, nogil=True)
-def _symbol(state, data, slots, weights, hashes, at, lean, value, decode):
-    """One Exp-Golomb symbol: the class in unary, then the mantissa, high bits first."""
+def _loose(state, data, single, at, bit):
+    """A decision with one counter and no mixture: low bits of large numbers."""
+    p = np.int64(single[at])
+    if state[5]:
+        state[6] += ENTROPY[(p if bit else 65536 - p) >> 4]
+    else:
+        bit = _code(state, data, p, bit)
+    single[at] += ((65000 if bit else 536) - p) >> 5
+    return bit
+
+
+@njit(cache=True, nogil=True)
+def _symbol(state, data, slots, weights, single, hashes, at, lean, value, decode, firm):
+    """One Exp-Golomb symbol: the class in unary, then the mantissa, high bits first, `firm` of them modelled."""
     size = 0
     if not decode:
         while (value + 1) >> (size + 1):
             size += 1
     n = 0
-    while n < 63:
+    while n < 62:
         bit = _decide(state, data, slots, weights, hashes, at, lean, n, 0 if n == 0 else 1,
                       -1 if decode else (1 if n < size else 0))  # fmt: skip
         if not bit:
@@ -117,10 +130,11 @@ def _symbol(state, data, slots, weights, hashes, at, lean, value, decode):
         n += 1
     got = np.int64(1)
     for k in range(n - 1, -1, -1):
-        seen = n - 1 - k  # mantissa bits already known
-        node = 64 + (n << 20) + (got if seen < 14 else (1 << 16) + k)
-        bit = _decide(state, data, slots, weights, hashes, at, lean, node, 2,
-                      -1 if decode else ((value + 1) >> k) & 1)  # fmt: skip
+        bit = -1 if decode else ((value + 1) >> k) & 1
+        if n - 1 - k < firm:
+            bit = _decide(state, data, slots, weights, hashes, at, lean, 64 + (n << 20) + got, 2, bit)
+        else:
+            bit = _loose(state, data, single, n * 64 + k, bit)
         got = (got << 1) | bit
     return got - 1
 
@@ -141,24 +155,23 @@ def _promote(recent, column, rank, value):
 
 
 @njit(cache=True, nogil=True)
-def _contexts(hashes, column, key_a, key_b, last, by_a, by_b, mode, recent):
-    one, two = last[column, 0], last[column, 1]
-    if mode == RANKS:
-        by_a = _rank(recent, column, by_a) if by_a >= 0 else -1
-        by_b = _rank(recent, column, by_b) if by_b >= 0 else -1
+def _contexts(hashes, column, key_a, key_b, last, by_a, by_b, mode):
+    one, two = np.uint64(last[column, 0] + 2), np.uint64(last[column, 1] + 2)
     c = _scatter(np.uint64(column) + np.uint64(77))
-    a, b = np.uint64(key_a), np.uint64(key_b)
-    one_, two_, la, lb = np.uint64(one + 2), np.uint64(two + 2), np.uint64(by_a + 2), np.uint64(by_b + 2)
-    hashes[0] = c
-    hashes[1] = _scatter(c + one_ * np.uint64(3)) + np.uint64(1)
-    hashes[2] = _scatter(_scatter(c + one_ * np.uint64(5)) + two_) + np.uint64(2)
-    hashes[3] = _scatter(_scatter(c + a * np.uint64(7)) + one_) + np.uint64(3)
-    hashes[4] = _scatter(_scatter(c + a * np.uint64(11)) + la) + np.uint64(4)
-    hashes[5] = _scatter(_scatter(c + b * np.uint64(13)) + lb) + np.uint64(5)
-    hashes[6] = _scatter(_scatter(_scatter(c + b * np.uint64(17)) + a) + one_) + np.uint64(6)
+    a = _scatter(c + np.uint64(key_a) * np.uint64(0x9E3779B97F4A7C15))
+    b = _scatter(c + np.uint64(key_b) * np.uint64(0xD6E8FEB86659FD93))
+    la, lb = np.uint64(by_a + 2), np.uint64(by_b + 2)
+    hashes[0] = a
+    hashes[1] = _scatter(_scatter(c + one) + two)
+    hashes[2] = _scatter(a + one * np.uint64(0xA0761D6478BD642F))
+    hashes[3] = _scatter(a + la * np.uint64(0xE7037ED1A0B428DB) + np.uint64(1))
+    hashes[4] = _scatter(b + lb * np.uint64(0x8EBC6AF09C88C6E3))
+    hashes[5] = _scatter(_scatter(b + one * np.uint64(0x589965CC75374CC3)) + a)
     if mode == EVENTS:
-        hashes[5] = _scatter(_scatter(hashes[2] + np.uint64(last[column, 2] + 2))) + np.uint64(8)
-    hashes[7] = _scatter(_scatter(_scatter(c + la * np.uint64(19)) + lb) + a) + np.uint64(7)
+        three = np.uint64(last[column, 2] + 2)
+        hashes[3] = _scatter(hashes[1] + three)
+        hashes[4] = _scatter(hashes[3] + np.uint64(last[column, 3] + 2))
+        hashes[5] = _scatter(c + one * np.uint64(3))
 
 
 @njit(cache=True, nogil=True)
@@ -168,46 +181,68 @@ def run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fre
     columns: dense column number; modes: by column; fresh: by column, the next new id. Returns False when a
     decoded stream contradicts itself.
     """
-    decode = state[4] == 1
-    kinds = modes.size
-    table = np.uint64((1 << 16) - 1)
-    last = np.full((kinds, 3), _NONE)
-    last_a = np.full((2, 1 << 16), _NONE)
-    recent = np.full((kinds, WINDOW), np.int64(-9))
-    hashes = np.zeros(CONTEXTS, np.uint64)
+    decode, kinds = state[4] == 1, modes.size
+    size = 1 << 8
+    while size < min(values.size * 4, 1 << 16):
+        size *= 2
+    last, by_key = np.full((kinds, 4), _NONE), np.full((2, size), _NONE)
+    recent = np.full((kinds if ((modes & 7) == RANKS).any() else 0, WINDOW), np.int64(-9))
+    hashes, single = np.zeros(CONTEXTS, np.uint64), np.full(64 * 64, np.int32(1 << 15))
     at, lean = np.zeros(CONTEXTS, np.uint64), np.zeros(2 * CONTEXTS, np.int32)
     for i in range(values.size):
-        c, mode = columns[i], modes[columns[i]]
-        ia = np.int64(_scatter(np.uint64(keys_a[i]) * np.uint64(0xD6E8FEB86659FD93) + np.uint64(c)) & table)
-        ib = np.int64(_scatter(np.uint64(keys_b[i]) * np.uint64(0xA0761D6478BD642F) + np.uint64(c)) & table)
-        _contexts(hashes, c, keys_a[i], keys_b[i], last, last_a[0, ia], last_a[1, ib], mode, recent)
-        value, symbol, rank = values[i], values[i], np.int64(0)
-        if not decode and mode == IDS:
-            symbol = 0 if value == fresh[c] else value + 1
-        elif not decode and mode == RANKS:
-            rank = WINDOW if value == fresh[c] else _rank(recent, c, value)
-            symbol = 0 if value == fresh[c] else (1 + rank if rank < WINDOW else 1 + WINDOW + value)
-        symbol = _symbol(state, data, slots, weights, hashes, at, lean, symbol, decode)
+        c, value = columns[i], values[i]
+        mode, asks = modes[c] & 7, modes[c]
+        ia = np.int64(_scatter(np.uint64(keys_a[i]) * np.uint64(0xD6E8FEB86659FD93) + np.uint64(c)) & np.uint64(size - 1))
+        ib = np.int64(_scatter(np.uint64(keys_b[i]) * np.uint64(0xA0761D6478BD642F) + np.uint64(c)) & np.uint64(size - 1))
+        by_a, by_b = by_key[0, ia], by_key[1, ib]
+        rank, named = np.int64(WINDOW), mode == IDS or mode == RANKS
+        if mode == RANKS:
+            by_a = np.int64(_rank(recent, c, by_a)) if by_a >= 0 else by_a
+            by_b = np.int64(_rank(recent, c, by_b)) if by_b >= 0 else by_b
+            if not decode and value != fresh[c]:
+                rank = np.int64(_rank(recent, c, value))
+        _contexts(hashes, c, keys_a[i], keys_b[i], last, by_a, by_b, mode)
+        mine = rank if mode == RANKS else value  # what guesses are compared with
+        second = by_a if by_a != by_b or not asks & BY_B else last[c, 0]
+        guessed = False
+        if asks & BY_B and by_b >= 0 and (mode != RANKS or by_b < WINDOW):
+            guessed = _decide(state, data, slots, weights, hashes, at, lean, 63, 0, -1 if decode else mine == by_b) == 1
+            if guessed:
+                mine = by_b
+        if asks & BY_A and not guessed and second >= 0 and (not asks & BY_B or second != by_b) and (mode != RANKS or second < WINDOW):
+            guessed = _decide(state, data, slots, weights, hashes, at, lean, 62, 1, -1 if decode else mine == second) == 1
+            if guessed:
+                mine = second
+        if not guessed:
+            symbol = value
+            if named:
+                symbol = 0 if value == fresh[c] else value + 1
+                if mode == RANKS and value != fresh[c]:
+                    symbol = 1 + rank if rank < WINDOW else 1 + WINDOW + value
+            symbol = _symbol(state, data, slots, weights, single, hashes, at, lean, symbol, decode,
+                             20 if named else 7)  # fmt: skip
+            if decode:
+                mine = symbol if not named else (fresh[c] if symbol == 0 else symbol - 1)
+                if mode == RANKS:
+                    rank = np.int64(WINDOW) if symbol == 0 else min(symbol - 1, WINDOW)
+                    value = fresh[c] if symbol == 0 else symbol - 1 - WINDOW
+        elif decode and mode == RANKS:
+            rank = mine
         if decode:
-            value = symbol
-            named = mode == IDS or mode == RANKS
-            if named and symbol == 0:
-                value, rank = fresh[c], np.int64(WINDOW)
-            elif mode == IDS:
-                value = symbol - 1
-            elif mode == RANKS:
-                rank = min(symbol - 1, WINDOW)
-                value = recent[c, rank] if rank < WINDOW else symbol - 1 - WINDOW
+            if mode != RANKS:
+                value = mine
+            elif rank < WINDOW:
+                value = recent[c, rank]
             if value < 0 or (named and value > fresh[c]):
                 return False
             values[i] = value
-        if (mode == IDS or mode == RANKS) and value == fresh[c]:
+        if named and value == fresh[c]:
             fresh[c] += 1
         if mode == RANKS:
             _promote(recent, c, rank, value)
-        last_a[0, ia] = last_a[1, ib] = value
-        last[c, 2] = last[c, 1]
-        last[c, 1], last[c, 0] = last[c, 0], (symbol if mode == RANKS else value)
+        by_key[0, ia] = by_key[1, ib] = value
+        last[c, 3], last[c, 2], last[c, 1] = last[c, 2], last[c, 1], last[c, 0]
+        last[c, 0] = rank if mode == RANKS else value
     return True
 
 
@@ -266,3 +301,39 @@ def decode(
     data = np.frombuffer(bytearray(raw), np.uint8)  # one type for both ways: one compilation
     good = run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fresh)
     return values if good else None
+
+
+@njit(cache=True, nogil=True)
+def news_of(ids):
+    """[m] 0 where an id is new, else the id plus one: the symbols of IDS."""
+    out, fresh = np.empty(ids.size, np.int64), 0
+    for i in range(ids.size):
+        out[i] = 0 if ids[i] >= fresh else ids[i] + 1
+        fresh = max(fresh, ids[i] + 1)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def ranks_of(ids):
+    """[m] the symbols of RANKS."""
+    out, fresh = np.empty(ids.size, np.int64), 0
+    recent = np.full((1, WINDOW), np.int64(-9))
+    for i in range(ids.size):
+        rank = WINDOW if ids[i] >= fresh else _rank(recent, 0, ids[i])
+        out[i] = 0 if ids[i] >= fresh else (1 + rank if rank < WINDOW else 1 + WINDOW + ids[i])
+        fresh = max(fresh, ids[i] + 1)
+        _promote(recent, 0, rank, ids[i])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def carry(values, changed, keys, base):
+    """Each value again from the last one under its key, but where it is told anew."""
+    last = np.full(1 << 12, base)
+    for i in range(values.size):
+        at = keys[i] & ((1 << 12) - 1)
+        if changed[i]:
+            last[at] = values[i]
+        else:
+            values[i] = last[at]
+    return values

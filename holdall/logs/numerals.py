@@ -49,6 +49,13 @@ class Form:
             total = total * radix + _number(text, starts + at, width)
         return total
 
+    def top(self, text: np.ndarray, starts: np.ndarray) -> int:
+        """No value is larger; a Python integer, for it may be larger than 64 bits."""
+        total = 0
+        for at, width, radix in zip(self.places(), self.widths, self.radices, strict=True):
+            total = total * radix + int(_number(text, starts + at, width).max())
+        return total
+
     def sound(self) -> bool:
         """Whether a form read from a file can be trusted."""
         digits = self.mask.count(b"0")
@@ -56,7 +63,8 @@ class Form:
             1 <= len(self.mask) <= _LONGEST
             and len(self.widths) == len(self.radices) >= 1
             and all(w >= 1 for w in self.widths)
-            and sum(self.widths) == digits <= _MOST_DIGITS
+            and sum(self.widths) == digits <= _LONGEST
+            and max(self.widths) <= _MOST_DIGITS
             and all(1 <= r <= 10**w for w, r in zip(self.widths, self.radices, strict=True))
             and b"\n" not in self.mask
         )
@@ -77,16 +85,16 @@ def find_form(text: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Form |
             mask.append(int(column[0]))
         else:
             return None
-    if not 1 <= mask.count(b"0") <= _MOST_DIGITS:
-        return None
     runs = [len(r) for r in "".join("0" if c == 48 else " " for c in mask).split()]
     clocks = [x for w in runs for x in ((2, 2, 2) if w == 6 else (w,))]
+    if not runs or max(runs) > _MOST_DIGITS:
+        return None
     for widths in (clocks, runs):
         form = Form(bytes(mask), tuple(widths), tuple(10**w for w in widths))
         clocked = _clocked(form, text, starts)
         if clocked is not None:
-            return clocked
-    return form
+            break
+    return (clocked or form) if (clocked or form).top(text, starts) < 1 << 61 else None
 
 
 def _clocked(form: Form, text: np.ndarray, starts: np.ndarray) -> Form | None:

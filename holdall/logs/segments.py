@@ -9,7 +9,7 @@ import numpy as np
 from holdall.errors import CorruptArtefact
 from holdall.logs import mixing
 from holdall.logs.bytestreams import Cursor, varints
-from holdall.logs.groups import BY_KEY, DELTA, DICT, LEFT, NO_PARENT, Group, symbols
+from holdall.logs.groups import BY_KEY, DELTA, DICT, LEFT, NO_PARENT, SPARSE, Group, symbols
 
 
 @dataclass
@@ -89,13 +89,55 @@ def encode_segment(segment: Segment, groups: list[Group], values: np.ndarray, fr
     events = mixing.encode(segment.events, zero, zero, zero, np.array([mixing.EVENTS]), np.zeros(1, np.int64))
     streams = [events]
     for members in segment.tables.streams():
+        if groups[members[0]].layout == SPARSE:
+            g = members[0]
+            rows = segment.rows[g]
+            streams.append(_sparse(values[rows], segment.event_keys(g), groups[g].base))
+            continue
         parts = [_parts(segment, groups, g, k, values) for k, g in enumerate(members)]
-        modes = np.array([groups[g].layout if groups[g].kind == DICT else mixing.PLAIN for g in members])
+        modes = _modes(groups, members)
         new = fresh[members]
         columns = [np.concatenate(p) for p in zip(*parts, strict=True)]
         streams.append(mixing.encode(*columns, modes, new))
         fresh[members] = new
     return varints([len(s) for s in streams]) + b"".join(streams)
+
+
+def _modes(groups: list[Group], members: list[int]) -> np.ndarray:
+    made = [(groups[g].layout if groups[g].kind == DICT else mixing.PLAIN) | groups[g].guess for g in members]
+    return np.array(made, np.int64)
+
+
+def _sparse(values: np.ndarray, keys: np.ndarray, base: int) -> bytes:
+    """A column that hardly changes: only where it does, and to what."""
+    at = np.flatnonzero(values != mixing.last_of_key(values, keys, base))
+    if not at.size:
+        return b""
+    gaps, zero = np.diff(at, prepend=-1) - 1, np.zeros(2 * at.size, np.int64)
+    told = values[at] - base
+    both = np.concatenate([gaps, np.where(told < 0, -2 * told - 1, 2 * told)])
+    column = np.repeat([0, 1], at.size)
+    return varints([at.size]) + mixing.encode(both, column, zero, zero, np.zeros(2, np.int64), np.zeros(2, np.int64))
+
+
+def _unsparse(raw: bytes, keys: np.ndarray, base: int, path: str) -> np.ndarray:
+    if not raw:
+        return np.full(keys.size, base)
+    cursor = Cursor(raw, path)
+    n = cursor.number(keys.size)
+    zero, column = np.zeros(2 * n, np.int64), np.repeat([0, 1], n)
+    got = mixing.decode(raw[cursor.at :], column, zero, zero, np.zeros(2, np.int64), np.zeros(2, np.int64))
+    if got is None or (n and int(got[:n].max()) >= keys.size):
+        raise CorruptArtefact(path, "a column contradicts itself")
+    at = np.cumsum(got[:n] + 1) - 1
+    if n and int(at[-1]) >= keys.size:
+        raise CorruptArtefact(path, "a column contradicts itself")
+    told = got[n:]
+    changed = np.zeros(keys.size, np.bool_)
+    values = np.full(keys.size, base)
+    changed[at] = True
+    values[at] = base + np.where(told & 1, -((told + 1) >> 1), told >> 1)
+    return mixing.carry(values, changed, keys, base)
 
 
 def _parts(segment: Segment, groups: list[Group], g: int, k: int, values: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -120,7 +162,12 @@ def decode_segment(raw: bytes, n: int, tables: Tables, groups: list[Group], fres
     segment = Segment(tables, events)
     values = np.zeros(segment.column_of.size, np.int64)
     for members, size in zip(tables.streams(), sizes[1:], strict=True):
-        modes = np.array([groups[g].layout if groups[g].kind == DICT else mixing.PLAIN for g in members])
+        if groups[members[0]].layout == SPARSE:
+            g = members[0]
+            keys = segment.event_keys(g)
+            values[segment.rows[g]] = _unsparse(cursor.take(size), keys, groups[g].base, path)
+            continue
+        modes = _modes(groups, members)
         rows = [segment.rows[g] for g in members]
         columns = np.concatenate([np.full(r.size, k) for k, r in enumerate(rows)])
         keys = [segment.event_keys(g) for g in members]

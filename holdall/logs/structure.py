@@ -10,7 +10,6 @@ from holdall.logs import templates as tp
 from holdall.logs import tokens as tk
 from holdall.logs.templates import STAR_ID, Lines
 
-_JOINS = b":.,-/ "  # separators inside a time stamp
 _SPLIT_TOKENS = 24  # a parameter of more tokens stays whole
 
 
@@ -35,6 +34,10 @@ def parse(text: np.ndarray, *, templates: bool, sample: float, theta: float, tar
     lines = Lines.of(text)
     words = lines.is_word()
     length = tp.header_length(lines, words)
+    if tp.clocks_vary(lines, length):
+        lines = Lines.of(text, clocks=False)
+        words = lines.is_word()
+        length = tp.header_length(lines, words)
     headed = tp.has_form(lines, words, length)
     firsts, lasts = lines.bounds[:-1] + length * headed, lines.bounds[1:]
     heads, head_of = _heads(lines, words, headed, length)
@@ -64,34 +67,12 @@ def _heads(lines: Lines, words: np.ndarray, headed: np.ndarray, length: int) -> 
     hashes = tk.line_hashes(masked, first, first + length)
     _, picked, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     which[rows] = inverse
-    stars = _joined(lines, words, rows, length)
     heads = []
     for r in rows[picked]:
         ids = masked[lines.bounds[r] : lines.bounds[r] + length].astype(np.int32)
         ids[ids == tk.NUMBER] = STAR_ID
-        ids[stars] = STAR_ID
         heads.append(tp._collapse(ids))
     return heads, which
-
-
-def _joined(lines: Lines, words: np.ndarray, rows: np.ndarray, length: int) -> list[int]:
-    """Positions of the separators inside a time stamp: on both sides digits of one width in every line."""
-    first = lines.bounds[rows]
-    fixed = []
-    for k in range(length):
-        at = first + k
-        width = lines.stops[at] - lines.starts[at]
-        good = bool(words[first[0] + k]) and (width == width[0]).all() and width[0] <= 12
-        if good:
-            for j in range(int(width[0])):
-                good = good and bool(tk._DIGIT[lines.text[lines.starts[at] + j]].all())
-        fixed.append(good)
-    out = []
-    for k in range(1, length - 1):
-        t = first[0] + k
-        if fixed[k - 1] and fixed[k + 1] and lines.ids[t] in _JOINS and (lines.ids[first + k] == lines.ids[t]).all():
-            out.append(k)
-    return out
 
 
 def _refine(

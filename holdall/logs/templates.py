@@ -29,9 +29,9 @@ class Lines:
     bounds: np.ndarray  # [n + 1]
 
     @classmethod
-    def of(cls, text: np.ndarray) -> Lines:
+    def of(cls, text: np.ndarray, clocks: bool = True) -> Lines:
         edges = tk.split_lines(text)
-        return cls(text, edges, *tk.tokenize(text, edges))
+        return cls(text, edges, *tk.tokenize(text, edges, clocks))
 
     @property
     def n(self) -> int:
@@ -75,6 +75,18 @@ def _is_prose(lines: Lines, rows: np.ndarray, forms: list[int], length: int) -> 
         return False
     ids = lines.ids[rows + length - 2]
     return bool((ids == tk.NUMBER).mean() < 0.5 and np.unique(ids).size > 12)
+
+
+def clocks_vary(lines: Lines, length: int) -> bool:
+    """Whether the header has times without leading zeros: those are better read number by number."""
+    picked = np.unique(np.linspace(0, lines.n - 1, min(lines.n, 1000)).astype(np.int64))
+    rows = lines.bounds[picked[np.diff(lines.bounds)[picked] >= length]]
+    for k in range(length if rows.size else 0):
+        width = lines.stops[rows + k] - lines.starts[rows + k]
+        common = np.bincount(width).argmax()
+        if b":" in lines.token(rows[0] + k)[1:] and (width == common).mean() < 0.99:
+            return True
+    return False
 
 
 def has_form(lines: Lines, words: np.ndarray, length: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Byte loops over a block of lines (numba): lines, tokens, template matching, interning, and putting lines back.
 
-A token is a run of letters and digits (bytes above 127 count as letters), or a run of one other byte. Its id is
-exact: 0..255 a single other byte, `NUMBER` any run that holds a digit, `WORDS` and above the interned rest.
+A token is a run of letters and digits (bytes above 127 count as letters; a number keeps its dots, and a time its
+colons), or a run of one other byte. Its id is exact: 0..255 a single other byte, `NUMBER` any run that holds a digit, `WORDS` and above the interned rest.
 """
 
 from __future__ import annotations
@@ -94,8 +94,28 @@ def intern(text, starts, stops, keep):
 
 
 @njit(cache=True, nogil=True)
-def _runs(text, lines, starts, kinds, bounds, fill):
-    """Count (fill False) or write the tokens of all lines."""
+def _joins(text, i, start, stop, clocks):
+    """Whether the separator at i stands inside a number: 10.251.43.21, 2005-06-03, 20:35:18,250."""
+    if i == start or not _DIGIT[text[i - 1]]:
+        return False
+    after = i + 1
+    while after < stop and after < i + 5 and _DIGIT[text[after]]:
+        after += 1
+    digits, mark = after - i - 1, text[i]
+    if mark == 46:
+        return digits > 0
+    if not clocks:
+        return False
+    if mark == 44:
+        return digits == 3
+    if digits != 2 or (after < stop and _WORD[text[after]] and text[after] != 84):  # 84: the T of ISO 8601
+        return False
+    return mark == 58 or mark == 45 or mark == 47
+
+
+@njit(cache=True, nogil=True)
+def _runs(text, lines, starts, kinds, bounds, fill, clocks):
+    """Count (fill False) or write the tokens of all lines; clocks: whether times and dates are one token."""
     n = 0
     for line in range(lines.size - 1):
         i, stop = lines[line], lines[line + 1] - 1
@@ -104,7 +124,7 @@ def _runs(text, lines, starts, kinds, bounds, fill):
         while i < stop:
             a, digit = i, False
             if _WORD[text[i]]:
-                while i < stop and _WORD[text[i]]:
+                while i < stop and (_WORD[text[i]] or _joins(text, i, a, stop, clocks)):
                     digit = digit or _DIGIT[text[i]]
                     i += 1
                 kind = NUMBER if digit else WORDS
@@ -129,12 +149,12 @@ def _stops(starts, bounds, lines, stops):
             stops[t] = starts[t + 1] if t + 1 < bounds[line + 1] else lines[line + 1] - 1
 
 
-def tokenize(text: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def tokenize(text: np.ndarray, lines: np.ndarray, clocks: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Starts, stops and ids of all tokens, [T], and where each line's tokens begin, [n + 1]."""
     nothing = np.empty(0, np.int64)
-    n = _runs(text, lines, nothing, nothing, nothing, False)
+    n = _runs(text, lines, nothing, nothing, nothing, False, clocks)
     starts, ids, bounds = np.empty(n + 1, np.int32), np.empty(n, np.int32), np.empty(lines.size, np.int64)
-    _runs(text, lines, starts, ids, bounds, True)
+    _runs(text, lines, starts, ids, bounds, True, clocks)
     stops = np.empty(n, np.int32)
     _stops(starts, bounds, lines, stops)
     words, _ = intern(text, starts[:n], stops, ids == WORDS)
