@@ -21,12 +21,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
 from holdall.budget import Budget
+from holdall.dropins.kv_layer import Layer
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
 from holdall.kv.base import KVSelector
@@ -52,10 +51,13 @@ class Cache(transformers.Cache):
 
     def __init__(self, method: KVSelector | None = None, budget: Spend = None, *, floor: int = 64):
         super().__init__(layers=[])
+        self.layers: list[Layer]  # type: ignore[assignment]
         if method is not None and not isinstance(method, KVSelector):
             raise BadInput("cache method", repr(method), "a method of the room kv, such as SnapKV()")
         if method is None and budget is not None:
-            raise BadInput("cache", f"the budget {budget} and no method", "a method that can hold it, such as SnapKV()")
+            raise BadInput(
+                "cache", f"the budget {budget} and no method", "a method that can hold it, such as SnapKV()"
+            )
         self.method, self.budget, self.floor = method, Budget.parse(budget), floor
         self._mode = "turns"
         self._until: int | None = None
@@ -75,9 +77,11 @@ class Cache(transformers.Cache):
             self._freed_at = None
         entries = state.append(key_states, value_states)
         new = key_states.shape[2]
-        if self.method is None or (_whole(entries) and not self._in_prompt(entries, new)):
+        if self.method is None or (entries.whole and not self._in_prompt(entries, new)):
             return entries.keys, entries.values
-        state.step = Step(entries, new, partial(self._attended, state, new))  # gone with the step: no cycle holds memory
+        state.step = Step(
+            entries, new, partial(self._attended, state, new)
+        )  # gone with the step: no cycle holds memory
         return state.step.keys(), entries.values
 
     @contextmanager
@@ -188,77 +192,23 @@ class Cache(transformers.Cache):
         return sum(s.entries.original for s in self._states if s.entries is not None)
 
     @property
+    def lengths(self) -> list[int]:
+        """Entries that a head holds now, by layer."""
+        return [s.entries.count for s in self._states if s.entries is not None]
+
+    @property
     def report(self) -> Report:
         """Bytes and entries a head now, beside those of the whole cache."""
-        held = [s.entries for s in self._states if s.entries is not None]
-        rows = {"full": {"bytes": self.full_bytes, "entries": sum(x.tokens for x in held) / max(1, len(held))}}
+        layers = max(1, len(self.lengths))
+        rows: dict[str, dict[str, float]] = {
+            "full": {"bytes": self.full_bytes, "entries": self.get_seq_length()}
+        }
         name = self.method.full_name() if self.method else "kept"
-        rows[name] = {"bytes": self.nbytes, "entries": sum(x.count for x in held) / max(1, len(held))}
+        rows[name] = {"bytes": self.nbytes, "entries": sum(self.lengths) / layers}
         facts = provenance(method=self.method.to_dict() if self.method else None, budget=str(self.budget))
         return Report(rows, baseline="full", provenance=facts)
 
     def activate_past_recording(self) -> None:
-        raise BadInput("cache", "assisted generation", "plain generation: a draft would be judged as a prompt")
-
-
-class Layer(CacheLayerMixin):
-    """What transformers wants to see of a layer. Its length is of all tokens that went by: positions stay true."""
-
-    is_croppable = False
-
-    def __init__(self, layer: int, state: LayerState | None = None):
-        self.state = state or LayerState(layer)
-
-    @property
-    def is_initialized(self) -> bool:
-        return self.state.entries is not None
-
-    @property
-    def keys(self) -> Tensor | None:
-        return None if self.state.entries is None else self.state.entries.keys
-
-    @property
-    def values(self) -> Tensor | None:
-        return None if self.state.entries is None else self.state.entries.values
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is allocated ahead."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        entries = self.state.append(key_states, value_states)
-        return entries.keys, entries.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Masks are made for every column that went by; the hook gathers what a head still has."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0 if self.state.entries is None else self.state.entries.tokens
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def reset(self) -> None:
-        self.state = LayerState(self.state.layer)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens; only as long as nothing was dropped, for a dropped entry does not come back."""
-        x = self.state.entries
-        if tokens_to_remove == 0 or x is None:
-            return
-        if tokens_to_remove > 0 or -tokens_to_remove >= x.tokens or not _whole(x):
-            raise BadInput("crop", tokens_to_remove, "minus a number of tokens, of a cache that dropped nothing yet")
-        self.state.drop_last(-tokens_to_remove)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.state.rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.state.rows(lambda t: torch.repeat_interleave(t, repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.state.rows(lambda t: t[indices.to(t.device)])
-
-
-def _whole(x: Entries) -> bool:
-    return x.positions is None and x.first == 0
+        raise BadInput(
+            "cache", "assisted generation", "plain generation: a draft would be judged as a prompt"
+        )

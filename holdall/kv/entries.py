@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from holdall.errors import BadInput
 from holdall.optional import lazy
@@ -47,7 +47,9 @@ class Entries:
     def __post_init__(self) -> None:
         if self.keys.ndim != 4 or self.keys.shape[:3] != self.values.shape[:3]:
             got = f"keys {tuple(self.keys.shape)}, values {tuple(self.values.shape)}"
-            raise BadInput("KV entries", got, "both [batch, heads, tokens, dimension], alike but for the last")
+            raise BadInput(
+                "KV entries", got, "both [batch, heads, tokens, dimension], alike but for the last"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,6 +61,11 @@ class Entries:
     def count(self) -> int:
         """Entries that a head holds."""
         return self.keys.shape[2]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was dropped yet."""
+        return self.positions is None and self.first == 0
 
     @property
     def elements(self) -> int:
@@ -100,7 +107,7 @@ class Entries:
             return self.valid.expand(self.shape)
         return torch.ones((), dtype=torch.bool, device=self.keys.device).expand(self.shape)
 
-    def take(self, kept: Tensor) -> Entries:
+    def take(self, kept: Tensor) -> Self:
         """The entries at the indices `kept` [B, H, C] (ascending), copied: the large tensors can be freed."""
         b, h, c = kept.shape
         at = kept[..., None]
@@ -113,7 +120,7 @@ class Entries:
         where = self.where().gather(2, kept)
         return self.but(keys=keys, values=values, positions=where, valid=shown, seen=self.tokens)
 
-    def within_reach(self) -> Entries:
+    def within_reach(self) -> Self:
         """Without the oldest entries that no later token can look at; itself if there are none of these."""
         dead = 0 if self.reach is None else self.count - self.reach
         if dead <= 0 or self.positions is not None:
@@ -126,16 +133,16 @@ class Entries:
             seen=self.tokens,
         )
 
-    def copy(self) -> Entries:
+    def copy(self) -> Self:
         """The same, sharing no memory."""
         tensors = {k: v.clone() for k, v in vars(self).items() if hasattr(v, "clone")}
         return self.but(**tensors, seen=self.tokens)
 
-    def held(self) -> Entries:
+    def held(self) -> Self:
         """Only what a cache must hold, without what was shown to the method."""
         return self.but(queries=None, query_positions=None, valid=None)
 
-    def append(self, keys: Tensor, values: Tensor) -> Entries:
+    def append(self, keys: Tensor, values: Tensor) -> Self:
         """With newer entries behind, at the columns that follow the last token seen."""
         new = keys.shape[2]
         where = None
@@ -149,10 +156,10 @@ class Entries:
             seen=self.tokens + new,
         )
 
-    def rows(self, change: Any) -> Entries:
+    def rows(self, change: Any) -> Self:
         """`change` applied to each tensor's first axis, the batch."""
         return self.but(**{k: change(v) for k, v in vars(self).items() if hasattr(v, "index_select")})
 
-    def but(self, **fields: Any) -> Entries:
+    def but(self, **fields: Any) -> Self:
         """The same with some fields changed."""
         return dataclasses.replace(self, **fields)

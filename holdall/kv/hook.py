@@ -29,7 +29,7 @@ _T = torch.Tensor
 _PRODUCTS = {torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.baddbmm, _T.baddbmm}
 _MOVES = {
     _T.__getitem__, _T.expand, _T.reshape, torch.reshape, _T.view, _T.transpose, torch.transpose, _T.permute,
-    _T.contiguous, _T.float, _T.to, _T.type, _T.unsqueeze, _T.repeat_interleave, torch.repeat_interleave, _T.mT.__get__,
+    _T.contiguous, _T.float, _T.to, _T.type, _T.unsqueeze, _T.repeat_interleave, torch.repeat_interleave,
 }  # fmt: skip
 _SCALES = {_T.mul, _T.__mul__, torch.mul, _T.__rmul__}
 _SUMS = {_T.add, _T.__add__, torch.add, _T.__radd__, _T.add_}
@@ -44,7 +44,7 @@ class Step:
 
     def __init__(self, entries: Entries, new: int, finish: Finish):
         self.entries, self.new, self._finish = entries, new, finish
-        self.whole = entries.positions is None and entries.first == 0
+        self.whole = entries.whole
         self._query: Tensor | None = None
         self._mask: Tensor | None = None
         self._scale: float | None = None
@@ -64,7 +64,9 @@ class Step:
         """`scaled_dot_product_attention`, over what each head still has."""
         attend = functional.scaled_dot_product_attention
         if self.whole:
-            out = attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            out = attend(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
         else:
             b, h, t = self.entries.shape
             asked = query.reshape(b, h, -1, query.shape[-1])  # [B, H, G*new, D]

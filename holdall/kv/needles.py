@@ -83,8 +83,12 @@ def haystack(tokenizer: Any, text: str, tokens: int = 2048, seed: int = 0, after
         facts.append(tokenizer.encode(f" {told} {words[right]}."))
         firsts = [tokenizer.encode(f" {w}")[0] for w in words]
         if len(set(firsts)) < len(firsts):
-            raise BadInput("tokenizer", f"the same first token in {words}", "one that tells these words apart")
-        probes.append(Probe(tokenizer.encode(f"\n\n{question}") + tail, tokenizer.encode(stem), firsts, right))
+            raise BadInput(
+                "tokenizer", f"the same first token in {words}", "one that tells these words apart"
+            )
+        probes.append(
+            Probe(tokenizer.encode(f"\n\n{question}") + tail, tokenizer.encode(stem), firsts, right)
+        )
     hay = tokenizer.encode(text)
     room = tokens - len(head) - sum(map(len, facts))
     if room < len(facts) * 8 or len(hay) < room + after:
@@ -99,7 +103,11 @@ def _spread(tokenizer: Any, head: list[int], hay: list[int], facts: list[list[in
     context, last = list(head), 0
     for i, fact in enumerate(facts):
         at = (i + 1) * len(hay) // (len(facts) + 1)
-        ends = (j for j in range(at, min(at + _SEARCH, len(hay))) if tokenizer.decode([hay[j]]).endswith((".", "\n")))
+        ends = (
+            j
+            for j in range(at, min(at + _SEARCH, len(hay)))
+            if tokenizer.decode([hay[j]]).endswith((".", "\n"))
+        )
         at = next(ends, at - 1) + 1
         context += hay[last:at] + fact
         last = at
@@ -143,7 +151,9 @@ def continuation(model: Any, cache: Cache, after: list[int]) -> float:
 Subjects = dict[str, tuple["KVSelector", Spend]]
 
 
-def recall(model: Any, hay: Haystack, subjects: Subjects, lookback: KVSelector) -> dict[str, dict[str, float]]:
+def recall(
+    model: Any, hay: Haystack, subjects: Subjects, lookback: KVSelector
+) -> dict[str, dict[str, float]]:
     """Each subject's figures over one haystack; the text is read once for all. "full" is the whole cache.
 
     lookback: the method that looks back furthest among the subjects; it decides which queries are remembered.
@@ -153,8 +163,8 @@ def recall(model: Any, hay: Haystack, subjects: Subjects, lookback: KVSelector) 
     base = Cache(lookback)
     read(model, base, hay.context)
     small = {name: base.compressed(*subject) for name, subject in subjects.items()}
-    rows = {name: {"bytes": float(c.nbytes), "entries": float(len_of(c))} for name, c in small.items()}
-    rows["full"] = {"bytes": float(base.nbytes), "entries": float(len_of(base))}
+    rows = {name: {"bytes": float(c.nbytes), "entries": float(c.lengths[0])} for name, c in small.items()}
+    rows["full"] = {"bytes": float(base.nbytes), "entries": float(base.lengths[0])}
     totals = {name: dict.fromkeys(("recall", "greedy", "recall_late", "greedy_late"), 0.0) for name in rows}
     for probe in hay.probes:
         asked = base.copy()
@@ -170,11 +180,6 @@ def recall(model: Any, hay: Haystack, subjects: Subjects, lookback: KVSelector) 
         row |= {k: v / len(hay.probes) for k, v in totals[name].items()}
         row["nll_after"] = continuation(model, small.get(name, base), hay.after)
     return rows
-
-
-def len_of(cache: Cache) -> int:
-    """Entries that the first layer's heads hold."""
-    return int(cache.layers[0].state.entries.count)
 
 
 def _add(total: dict[str, float], arm: str, hits: tuple[float, float]) -> None:

@@ -35,7 +35,7 @@ class Recent(KVSelector):
         >>> import torch
         >>> from holdall.kv import Entries, Recent
         >>> x = Entries(keys=torch.ones(1, 1, 64, 8), values=torch.ones(1, 1, 64, 8))
-        >>> Recent().select(x, "15%").where()[0, 0].tolist()
+        >>> Recent().select(x, 8 * x.each).where()[0, 0].tolist()
         [0, 1, 2, 3, 60, 61, 62, 63]
 
     Paper: 000, after Xiao et al., Efficient Streaming Language Models with Attention Sinks, ICLR 2024

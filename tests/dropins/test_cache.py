@@ -74,7 +74,9 @@ ALL = ["llama", "qwen", "gemma", "gpt2"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", [*ALL, "gpt2-upcast"])
-def test_the_whole_budget_gives_transformers_own_logits(kind: str, attention: str, dtype: torch.dtype) -> None:
+def test_the_whole_budget_gives_transformers_own_logits(
+    kind: str, attention: str, dtype: torch.dtype
+) -> None:
     model, (ids, mask) = make(kind, attention, dtype), batch()
     mine, truth = (generate(model, ids, mask, c) for c in (Cache(SnapKV(window=8), "100%"), DynamicCache()))
     assert torch.equal(mine.sequences, truth.sequences)
@@ -169,7 +171,9 @@ def test_chunks_of_a_prompt_choose_as_the_whole_prompt_does(kind: str, attention
                   past_key_values=late)  # fmt: skip
     for a, b, c in zip(truth._states, chunked._states, late._states, strict=True):
         assert torch.equal(a.entries.where(), b.entries.where())
-        assert torch.equal(a.entries.where()[..., : c.entries.count], c.entries.where()) and a.entries.count < 56
+        assert (
+            torch.equal(a.entries.where()[..., : c.entries.count], c.entries.where()) and a.entries.count < 56
+        )
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
@@ -187,7 +191,11 @@ def test_a_second_turn_is_added_and_the_whole_is_brought_back_under_the_budget(k
     mask = torch.cat([mask, torch.ones(2, 6, dtype=torch.long), (told > 0).long()], 1)
     generate(model, ids, mask, cache, new=3)
     assert cache.get_seq_length() == 100 + 6 + 40 + 2
-    assert 0.25 * cache.full_bytes < cache.nbytes < 0.3 * cache.full_bytes + 3 * cache._states[0].entries.each * 2
+    assert (
+        0.25 * cache.full_bytes
+        < cache.nbytes
+        < 0.3 * cache.full_bytes + 3 * cache._states[0].entries.each * 2
+    )
     for s in cache._states:
         where = s.entries.where()
         assert (where.diff(dim=-1) > 0).all()
@@ -209,7 +217,10 @@ def test_bytes_are_within_the_budget_and_what_the_tensors_take(method: KVSelecto
     held = [t for s in cache._states for t in (s.entries.keys, s.entries.values, s.entries.positions)]
     assert cache.nbytes == sum(t.untyped_storage().nbytes() for t in held) <= asked
     assert cache.nbytes > asked - 3 * cache._states[0].entries.each and cache.full_bytes == whole
-    assert cache.report["bytes"] == cache.nbytes and cache.report.ratio("bytes", method.full_name()) <= asked / whole
+    assert (
+        cache.report["bytes"] == cache.nbytes
+        and cache.report.ratio("bytes", method.full_name()) <= asked / whole
+    )
     keys = cache._states[0].entries.keys
     assert keys.shape[1] == 2, "the heads that queries share are held once"
 
@@ -281,7 +292,9 @@ def test_a_compressed_copy_leaves_the_cache_as_it_is() -> None:
 def test_beams_and_rows_move_together() -> None:
     model, (ids, mask) = make("llama"), batch()
     cache = Cache(SnapKV(window=8), "50%", floor=0)
-    model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, num_beams=3, do_sample=False)
+    model.generate(
+        ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, num_beams=3, do_sample=False
+    )
     assert cache._states[0].entries.shape[0] == 6
     where = cache._states[0].entries.where()
     cache.batch_select_indices(torch.tensor([4, 0]))
@@ -291,7 +304,13 @@ def test_beams_and_rows_move_together() -> None:
 
 
 def test_the_memory_is_given_back_to_the_kernel() -> None:
-    wide = {**_SHAPE, "num_hidden_layers": 32, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
+    wide = {
+        **_SHAPE,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**wide)).eval()
     ids = torch.randint(1, 101, (1, 448))
     with torch.inference_mode():
@@ -326,7 +345,11 @@ def test_attention_out_of_sight_is_an_error_and_no_wrong_answer() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [((None, "25%"), "no method"), (("kv.snapkv", "25%"), "a method of the room"), ((SnapKV(), "lots"), "budget")],
+    [
+        ((None, "25%"), "no method"),
+        (("kv.snapkv", "25%"), "a method of the room"),
+        ((SnapKV(), "lots"), "budget"),
+    ],
 )
 def test_bad_arguments(arguments: tuple[Any, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):

@@ -10,7 +10,9 @@ from holdall import BadInput, BudgetError
 from holdall.kv import Entries, SnapKV
 
 
-def entries(b: int = 1, h: int = 2, g: int = 3, t: int = 200, d: int = 16, w: int = 32, seed: int = 0) -> Entries:
+def entries(
+    b: int = 1, h: int = 2, g: int = 3, t: int = 200, d: int = 16, w: int = 32, seed: int = 0
+) -> Entries:
     torch.manual_seed(seed)
     keys, values = torch.randn(2, b, h, t, d).unbind(0)
     return Entries(keys=keys, values=values, queries=torch.randn(b, g * h, w, d))
@@ -154,11 +156,17 @@ def test_every_byte_counts() -> None:
     x = entries(t=1000)
     y = SnapKV().select(x, "25%")
     assert x.nbytes == 1000 * 2 * 32 * 4 == x.original
-    assert y.nbytes == sum(t.untyped_storage().nbytes() for t in (y.keys, y.values, y.positions)) <= x.nbytes // 4
+    assert (
+        y.nbytes
+        == sum(t.untyped_storage().nbytes() for t in (y.keys, y.values, y.positions))
+        <= x.nbytes // 4
+    )
     assert y.nbytes > x.nbytes // 4 - y.each
 
 
-@pytest.mark.parametrize("knobs", [{"window": 0}, {"kernel": 4}, {"kernel": -1}, {"pooling": "sum"}, {"group": "sum"}])
+@pytest.mark.parametrize(
+    "knobs", [{"window": 0}, {"kernel": 4}, {"kernel": -1}, {"pooling": "sum"}, {"group": "sum"}]
+)
 def test_knobs_are_checked(knobs: dict[str, object]) -> None:
     with pytest.raises(BadInput):
         SnapKV(**knobs)

@@ -1,0 +1,243 @@
+"""What losing a part of the context costs: attention's error on a layer, recall and perplexity on a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdall.budget import Budget
+from holdall.errors import BadInput
+from holdall.kinds import Spend
+from holdall.kv.entries import Entries
+from holdall.optional import lazy
+from holdall.report import Report, provenance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from holdall.kv.base import KVSelector
+else:
+    torch = lazy("torch", extra="kv")
+
+FLOORS: tuple[str, ...] = ("kv.random", "kv.recent")
+
+_LAYER = 5  # of real(): late enough for heads that look things up, early enough to be quick
+_TOKENS, _NEXT, _PADDING, _LOOKBACK = 448, 32, 96, 64
+_CONTEXT = 2048  # tokens of the protocol
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Followed(Entries):
+    """Entries, and the queries that came after them in the same text, [B, G*H, N, D]."""
+
+    following: Tensor | None = None
+
+
+def specimens() -> dict[str, Followed]:
+    """Small synthetic caches: odd lengths, none, all alike, padding on either side, half precision."""
+    made = {name: _made(t) for name, t in (("empty", 0), ("one", 1), ("three", 3), ("odd63", 63))}
+    flat = _made(63)
+    made["constant"] = flat.but(keys=torch.ones_like(flat.keys), values=torch.ones_like(flat.values))
+    made["bfloat16"] = flat.but(keys=flat.keys.bfloat16(), values=flat.values.bfloat16())
+    for name, hidden in (("left_padded", slice(0, 17)), ("right_padded", slice(46, 63))):
+        valid = torch.ones(flat.shape, dtype=torch.bool)
+        valid[1, :, hidden] = False
+        last = [_columns(row[0]) for row in valid]
+        made[name] = flat.but(valid=valid, query_positions=torch.stack(last))
+    return made
+
+
+def _made(t: int) -> Followed:
+    lot = torch.Generator().manual_seed(t)
+    keys, values = torch.randn(2, 2, 2, t, 8, generator=lot).unbind(0)
+    queries, following = torch.randn(2, 2, 4, min(t, _LOOKBACK), 8, generator=lot).unbind(0)
+    return Followed(keys=keys, values=values, queries=queries, following=following)
+
+
+def _columns(valid: Tensor) -> Tensor:
+    """Columns of the last 63 queries of a row; -1 where there is none."""
+    found = valid.nonzero()[:, 0]
+    return torch.cat([torch.full((len(valid) - len(found),), -1), found])
+
+
+@cache
+def real() -> Followed:
+    """A layer of SmolLM2 over two passages of Python's language reference, the second one left-padded."""
+    from holdall.dropins.transformers import Cache
+    from holdall.kv.snapkv import SnapKV
+    from holdall.weights.model import Model
+    from holdall.weights.texts import held_out_text
+
+    model = Model.read("smollm2")
+    ids = torch.tensor(model.tokenizer().encode(held_out_text()[:20_000])[: 2 * (_TOKENS + _NEXT)]).view(
+        2, -1
+    )
+    net = model.build()
+    net.model.layers = net.model.layers[: _LAYER + 1]
+    mask = torch.ones_like(ids)
+    mask[1, :_PADDING] = 0
+    held = Cache(SnapKV(window=_LOOKBACK))
+    parts = []
+    for start, end in ((0, _TOKENS), (_TOKENS, _TOKENS + _NEXT)):
+        at = (mask.cumsum(1) - 1).clamp(min=0)[:, start:end]
+        with held.prefilling(judge=False), torch.no_grad():
+            net.model(ids[:, start:end], attention_mask=mask[:, :end], position_ids=at, past_key_values=held)
+        parts.append(held.layers[_LAYER].state.judged())
+    x, later = parts
+    assert later.queries is not None
+    return Followed(**vars(x), following=later.queries[:, :, -_NEXT:].clone())
+
+
+def loss(x: Followed, y: Entries) -> float:
+    """Relative error of what the queries that follow get out of attention, ||o(y) - o(x)|| / ||o(x)||."""
+    if not x.count:
+        return 0.0
+    assert x.following is not None
+    queries = x.following.float()
+    truth = _attended(x, queries)
+    return float((_attended(y, queries) - truth).norm() / truth.norm())
+
+
+def _attended(x: Entries, queries: Tensor) -> Tensor:
+    """[B, H, G*N, E]."""
+    b, h, _ = x.shape
+    asked = queries.reshape(b, h, -1, queries.shape[-1])
+    scale = queries.shape[-1] ** -0.5 if x.scale is None else x.scale
+    hidden = ~x.shown()
+    scores = asked @ x.keys.float().masked_fill(hidden[..., None], 0).transpose(2, 3) * scale
+    weights = scores.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
+    return weights @ x.values.float().masked_fill(hidden[..., None], 0)
+
+
+def same(x: Entries, y: Entries) -> bool:
+    """Whether both hold the same entries at the same places."""
+    return x.shape == y.shape and all(
+        torch.equal(a, b) for a, b in ((x.keys, y.keys), (x.values, y.values), (x.where(), y.where()))
+    )
+
+
+def original_bytes(x: Entries) -> int:
+    return x.nbytes
+
+
+def fingerprint(x: Entries) -> bytes:
+    digest = blake2b()
+    for name, held in sorted(vars(x).items()):
+        digest.update(name.encode())
+        digest.update(_raw(held) if isinstance(held, torch.Tensor) else repr(held).encode())
+    return digest.digest()
+
+
+def _raw(t: Tensor) -> bytes:
+    return bytes(t.contiguous().view(torch.uint8).numpy()) if t.numel() else b""
+
+
+def positions(y: Entries) -> np.ndarray[Any, Any]:
+    """The columns that each head of each row keeps, [B*H, C]; padding is -1."""
+    return np.asarray(y.where().masked_fill(~y.shown(), -1).flatten(0, 1))
+
+
+def rows(x: Entries) -> Iterator[Entries]:
+    """Each row of the batch alone."""
+    for i in range(x.shape[0]):
+        yield x.rows(lambda t, i=i: t[i : i + 1])
+
+
+def poisoned(x: Entries) -> Entries:
+    """NaN where nothing valid stands."""
+    hidden, queries = ~x.shown()[..., None], x.queries
+    if queries is not None and x.query_positions is not None:
+        queries = queries.masked_fill((x.query_positions < 0)[:, None, :, None], torch.nan)
+    return x.but(
+        keys=x.keys.masked_fill(hidden, torch.nan),
+        values=x.values.masked_fill(hidden, torch.nan),
+        queries=queries,
+    )
+
+
+def shares_memory(x: Entries, y: Entries) -> bool:
+    theirs = {t.untyped_storage().data_ptr() for t in vars(x).values() if isinstance(t, torch.Tensor)}
+    return any(t.untyped_storage().data_ptr() in theirs for t in (y.keys, y.values, y.where()) if t.numel())
+
+
+def measure(
+    method: KVSelector,
+    budget: Spend = None,
+    *,
+    model: str | None = None,
+    on: str | None = None,
+    quick: bool = False,
+) -> Report:
+    """Recall of ten facts in 2,048 tokens, perplexity of what follows, and bytes, beside the whole cache and floors.
+
+    model: a short name or path (smollm2). on: "needle" (Python's language reference) or the path of a text.
+    quick: one text of ten facts; else three, and the peak memory and seconds of reading one.
+    Rows: bytes and entries (a head's) that the cache holds after the text; recall (question in the window) and
+    recall_late (question after compression), chance 0.17; greedy, greedy_late: the same as the likeliest token;
+    recall_full and greedy_full: what the whole cache reaches; perplexity of the next 128 tokens.
+    """
+    from holdall.kv import Random, Recent
+    from holdall.kv.needles import haystack, recall
+    from holdall.weights.model import Model
+
+    text, source = _text(on), Model.read(model or "smollm2")
+    tokenizer, net = source.tokenizer(), source.build()
+    subjects: dict[str, tuple[KVSelector, Spend]] = {}
+    if Budget.parse(budget) is not None:
+        subjects = {m.full_name(): (m, budget) for m in (Random(), Recent()) if m != method}
+    subjects[method.full_name()] = (method, budget)
+    seeds = range(1 if quick else 3)
+    found = [recall(net, haystack(tokenizer, text, _CONTEXT, seed), subjects, method) for seed in seeds]
+    rows = {name: _mean([f[name] for f in found]) for name in ("full", *subjects)}
+    for row in rows.values():
+        row["recall_full"], row["greedy_full"] = rows["full"]["recall"], rows["full"]["greedy"]
+    if not quick:
+        ids = haystack(tokenizer, text, _CONTEXT).context
+        for name, how in (("full", (None, None)), (method.full_name(), (method, budget))):
+            rows[name] |= reading_cost(net, ids, *how)
+    facts = provenance(
+        method=method.to_dict(), budget=str(Budget.parse(budget)), model=model or "smollm2", on=on or "needle",
+        dtype="float32", tokens=_CONTEXT, facts=10 * len(seeds),
+    )  # fmt: skip
+    return Report(rows, baseline="full", provenance=facts)
+
+
+def _text(on: str | None) -> str:
+    from holdall.weights.texts import held_out_text
+
+    if on in (None, "needle"):
+        return held_out_text()
+    try:
+        return Path(str(on)).read_text(encoding="utf-8", errors="replace")
+    except OSError as fault:
+        raise BadInput(
+            "on", str(on), f'"needle", or a text file that can be read ({fault.strerror})'
+        ) from fault
+
+
+def _mean(found: list[dict[str, float]]) -> dict[str, float]:
+    row = {k: sum(f[k] for f in found) / len(found) for k in found[0]}
+    row["perplexity"] = math.exp(row.pop("nll_after"))
+    return row
+
+
+def reading_cost(net: Any, ids: list[int], method: KVSelector | None, budget: Spend) -> dict[str, float]:
+    """Peak memory and CPU seconds of reading the text into a cache, which shrinks on the way."""
+    from holdall.dropins.transformers import Cache
+    from holdall.kv.release import release
+    from holdall.meter import Meter
+
+    release()
+    held = Cache(method, budget)
+    with Meter() as meter, torch.inference_mode():
+        net(torch.tensor([ids]), past_key_values=held, logits_to_keep=1)
+        held.compress()
+    return {"peak_bytes": meter.peak_bytes, "cpu_seconds": meter.cpu_seconds}
