@@ -59,8 +59,7 @@ class Selector(Method):
     """Keeps the items of a thing that matter. A method writes `score`, and may write `merge`.
 
     The thing, `x`, has `count` (items to choose from in each row), `each` (bytes of one item, all rows
-    together), `elements` (numbers in one item), `shape` (of the scores, rows first), `take(kept)`, `where()` (the
-    place of each item), `shown()` (which items are valid) and `rows(change)` (a change of every row axis).
+    together), `elements` (numbers in one item), `shape` (of the scores) and `take(kept)`.
     """
 
     kind: ClassVar[str] = "selector"

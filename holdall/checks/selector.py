@@ -1,8 +1,12 @@
-"""Checks for selectors: order, budgets, rows, floors, and memory that is really freed."""
+"""Checks for selectors: order, budgets, rows, floors, and memory that is really freed.
+
+Besides what every room's `quality.py` gives, a room with selectors gives `positions(y)` (the kept items of each
+row, [rows, kept], padding as -1), `rows(x)` (each batch row alone), `poisoned(x)` (NaN where nothing valid stands)
+and `shares_memory(x, y)`.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -20,19 +24,6 @@ def _select(method: Any, x: Any, budget: Any) -> Any:
         return method.select(x, budget)
     except BudgetError as fault:
         return method.select(x, fault.least)
-
-
-def _positions(y: Any) -> np.ndarray:
-    """The kept items of each row, [rows, kept]."""
-    places = np.asarray(y.where())
-    return places.reshape(math.prod(places.shape[:-1]), y.count)
-
-
-def _poisoned(x: Any) -> Any:
-    """`x` with NaN wherever nothing valid stands."""
-    hidden = ~x.shown()[..., None]
-    nan = float("nan")
-    return x.but(keys=x.keys.masked_fill(hidden, nan), values=x.values.masked_fill(hidden, nan))
 
 
 def check_selects_from_all_specimens(cls: type[Any]) -> None:
@@ -55,9 +46,10 @@ def check_keeps_all_when_all_fits(cls: type[Any]) -> None:
 def check_keeps_the_order(cls: type[Any]) -> None:
     quality = room_quality(cls)
     y = _select(cls(), quality.real(), "25%")
-    for row in _positions(y):
-        kept = row[row >= 0]
-        assert (np.diff(kept) > 0).all(), f"{cls.full_name()} mixes up the order or keeps an item twice"
+    for row in quality.positions(y):
+        assert (np.diff(row[row >= 0]) > 0).all(), (
+            f"{cls.full_name()} mixes up the order or keeps an item twice"
+        )
 
 
 def check_budget_is_kept(cls: type[Any]) -> None:
@@ -82,12 +74,9 @@ def check_frees_the_rest(cls: type[Any]) -> None:
     quality = room_quality(cls)
     x = quality.real()
     y = _select(cls(), x, "25%")
-    large = {t.untyped_storage().data_ptr() for t in (x.keys, x.values)}
-    held = (t for t in (y.keys, y.values, y.positions) if t is not None)
-    for tensor in held:
-        assert tensor.untyped_storage().data_ptr() not in large, (
-            f"{cls.full_name()} keeps the large cache alive behind the small one"
-        )
+    assert not quality.shares_memory(x, y), (
+        f"{cls.full_name()} keeps the large one alive behind the small one"
+    )
 
 
 def check_same_seed_same_choice(cls: type[Any]) -> None:
@@ -100,10 +89,8 @@ def check_same_seed_same_choice(cls: type[Any]) -> None:
 def check_batch_rows_are_independent(cls: type[Any]) -> None:
     quality = room_quality(cls)
     x = quality.real()
-    together = _positions(_select(cls(), x, "25%"))
-    alone = [
-        _positions(_select(cls(), x.rows(lambda t, i=i: t[i : i + 1]), "25%")) for i in range(x.shape[0])
-    ]
+    together = quality.positions(_select(cls(), x, "25%"))
+    alone = [quality.positions(_select(cls(), row, "25%")) for row in quality.rows(x)]
     assert len(alone) > 1, "the room's real data has one row only"
     assert np.array_equal(together, np.concatenate(alone)), (
         f"{cls.full_name()}: a row depends on its neighbours"
@@ -113,8 +100,8 @@ def check_batch_rows_are_independent(cls: type[Any]) -> None:
 def check_what_is_not_valid_is_never_read(cls: type[Any]) -> None:
     quality = room_quality(cls)
     for name, x in quality.specimens().items():
-        clean = _positions(_select(cls(), x, "50%"))
-        dirty = _positions(_select(cls(), _poisoned(x), "50%"))
+        clean = quality.positions(_select(cls(), x, "50%"))
+        dirty = quality.positions(_select(cls(), quality.poisoned(x), "50%"))
         assert np.array_equal(clean, dirty), f"{cls.full_name()} reads padding ({name})"
 
 
