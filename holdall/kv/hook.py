@@ -145,6 +145,7 @@ class Keys(Watched):
             return self.step.fused(*_plain(args), **{k: _plain([v])[0] for k, v in kwargs.items()})
         out = func(*args, **kwargs)
         if func in _PRODUCTS:
+            self.step.scaled(kwargs.get("alpha"))  # of baddbmm
             return self.step.product(args, out)
         return _mark(out, Keys, self.step) if func in _MOVES else out
 

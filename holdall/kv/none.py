@@ -18,7 +18,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing(KVSelector):
+class Everything(KVSelector):
     """Keeps the whole cache: what the others are compared with.
 
     Does nothing at all, and says so with a BudgetError where the budget is smaller than the cache.
@@ -29,9 +29,9 @@ class Nothing(KVSelector):
     Differs from the paper: no paper; this is a floor.
     Example:
         >>> import torch
-        >>> from holdall.kv import Entries, Nothing
+        >>> from holdall.kv import Entries, Everything
         >>> x = Entries(keys=torch.ones(1, 2, 7, 4), values=torch.ones(1, 2, 7, 4))
-        >>> Nothing().select(x, "100%").count
+        >>> Everything().select(x, "100%").count
         7
 
     Paper: 000, no paper

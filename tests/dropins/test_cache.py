@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from holdall import BadInput, BudgetError
 from holdall.dropins.transformers import Cache
-from holdall.kv import KVSelector, Nothing, Random, Recent, SnapKV
+from holdall.kv import Everything, KVSelector, Random, Recent, SnapKV
 from holdall.kv.release import release
 from holdall.meter import Meter, resident_bytes
 
@@ -87,7 +87,7 @@ def test_the_whole_budget_gives_transformers_own_logits(
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("cache", [lambda: Cache(), lambda: Cache(Nothing()), lambda: Cache(SnapKV())])
+@pytest.mark.parametrize("cache", [lambda: Cache(), lambda: Cache(Everything()), lambda: Cache(SnapKV())])
 def test_without_a_budget_a_short_prompt_stays_whole(cache: Callable[[], Cache]) -> None:
     model, (ids, mask) = make("llama"), batch()
     mine, truth = generate(model, ids, mask, cache()), generate(model, ids, mask, DynamicCache())
@@ -153,6 +153,37 @@ def test_padding_does_not_change_what_a_row_keeps(attention: str) -> None:
     small = one.compressed(SnapKV(window=8), room * each * 3)
     for a, b in zip(padded._states, small._states, strict=True):
         assert room < 70 and torch.equal(a.entries.where()[1] - 30, b.entries.where()[0])
+
+
+def test_padding_on_the_right_takes_the_window_from_the_last_real_tokens() -> None:
+    model, (ids, _) = make("llama"), batch(padding=0)
+    mask = torch.ones_like(ids)
+    mask[1, 70:] = 0
+    padded, alone = Cache(SnapKV(window=8), "50%", floor=0), Cache(SnapKV(window=8))
+    with alone.prefilling(judge=False), torch.no_grad():
+        model(ids, attention_mask=mask, past_key_values=padded)
+        model(ids[1:, :70], past_key_values=alone)
+    room, each = padded.lengths[0], alone._states[0].entries.each
+    small = alone.compressed(SnapKV(window=8), room * each * 3)
+    for a, b in zip(padded._states, small._states, strict=True):
+        assert torch.equal(a.entries.where()[1], b.entries.where()[0]) and room < 60
+        assert b.entries.where()[0, 1, -8:].tolist() == list(range(62, 70))
+
+
+@pytest.mark.parametrize("kind", [*ALL, "gpt2-upcast"])
+def test_fused_and_eager_attention_show_the_same_queries_scale_and_mask(kind: str) -> None:
+    ids, mask = batch()
+    kept = []
+    for attention in ("sdpa", "eager"):
+        cache = Cache(SnapKV(window=8), "40%", floor=0)
+        with torch.no_grad():
+            make(kind, attention)(
+                ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache
+            )
+        kept.append([s.entries for s in cache._states])
+    for a, b in zip(*kept, strict=True):
+        assert torch.equal(a.where(), b.where()) and a.scale == pytest.approx(b.scale)
+    assert kept[0][0].scale == pytest.approx(1 / 16 if kind == "gemma" else 8**-0.5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from holdall import BadInput, BudgetError
-from holdall.kv import Entries, Nothing, Random, Recent
+from holdall.kv import Entries, Everything, Random, Recent
 
 
 def entries(b: int = 2, h: int = 3, t: int = 100, d: int = 8) -> Entries:
@@ -18,10 +18,10 @@ def entries(b: int = 2, h: int = 3, t: int = 100, d: int = 8) -> Entries:
 def test_none_keeps_all_or_refuses() -> None:
     x = entries()
     for budget in (None, "100%", x.nbytes):
-        y = Nothing().select(x, budget)
+        y = Everything().select(x, budget)
         assert torch.equal(y.keys, x.keys) and torch.equal(y.values, x.values)
     with pytest.raises(BudgetError) as caught:
-        Nothing().select(x, "99%")
+        Everything().select(x, "99%")
     assert caught.value.least == x.nbytes
 
 

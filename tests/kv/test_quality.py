@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdall import BadInput
-from holdall.kv import KVSelector, Nothing, Random, Recent, SnapKV, quality
+from holdall.kv import Everything, KVSelector, Random, Recent, SnapKV, quality
 from holdall.kv.needles import Subjects, frame, haystack, recall
 from holdall.weights.model import Model
 from holdall.weights.texts import held_out_text
@@ -18,7 +18,7 @@ def smollm2() -> Model:
 
 def test_loss_is_nothing_for_everything_and_grows_as_entries_go() -> None:
     x = quality.real()
-    assert quality.loss(x, Nothing().select(x)) == 0
+    assert quality.loss(x, Everything().select(x)) == 0
     losses = [quality.loss(x, SnapKV().select(x, b)) for b in ("80%", "50%", "25%", "10%")]
     assert losses == sorted(losses) and 0 < losses[0] < 0.05 < losses[-1]
 
