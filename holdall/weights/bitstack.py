@@ -13,7 +13,7 @@ from holdall.method import Paper, knob
 from holdall.optional import lazy
 from holdall.packed import Packed
 from holdall.weights.base import WeightCodec, finish
-from holdall.weights.layout import Layout, kept, plan, read_kept
+from holdall.weights.layout import Layout, depths, kept, plan, read_kept
 from holdall.weights.model import Model
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ else:
     torch = lazy("torch", extra="weights")
 
 _PAPER_RANK = 16
+_LEAST = "one block of every matrix, and what is never cut"
 _ENTRY = 100  # about what one section costs in the header; only the search for the budget begins with it
 
 
@@ -51,8 +52,9 @@ class BitStack(WeightCodec):
         1 / scale goes into B (`fold="factor"`), which needs no operator before, works under grouped-query attention
         and costs nothing; "previous" is the paper's way. The rounded A, B are subtracted, not the exact ones.
         Signs are chosen with error feedback through the inputs' second moments and A is then fitted to the outputs
-        (`feedback=0, refit=False` is the paper); magnitudes are stretched a little, which helps later blocks. The
-        sort uses squared gradients times output errors a byte instead of (T - 1) x linears perplexities
+        (`feedback=0, refit=False` is the paper); the first `aim` blocks are chosen together, since no model answers
+        from fewer (3 is better from 3 bits on and worse below); magnitudes are stretched, which helps later blocks.
+        The sort uses squared gradients times output errors a byte instead of (T - 1) x linears perplexities
         (`sort="perplexity"` is the paper; docs/weights.md compares them). Embeddings join the stack in slabs of
         4096 rows, `lead` blocks ahead of the linears. k follows the shape. Calibration text is the user's.
     Example:
@@ -97,6 +99,7 @@ class BitStack(WeightCodec):
         1.0, "strength of error feedback between columns, 0 to 1", paper=0.0, other=0.0, at={"budget": "12%"}
     )
     refit: bool = knob(True, "fit A to the outputs", paper=False, other=False, at={"budget": "12%"})
+    aim: int = knob(2, "first blocks that are chosen together", paper=1, other=1, at={"budget": "12%"})
     damp: float = knob(0.1, "share of the mean second moment added to each", other=1.0, at={"budget": "12%"})
     sort: str = knob(
         "gain", "gain or perplexity", paper="perplexity", other="perplexity", at={"budget": "12%"}
@@ -115,9 +118,9 @@ class BitStack(WeightCodec):
         for field, wanted in words.items():
             if getattr(self, field) not in wanted:
                 raise BadInput(field, getattr(self, field), " or ".join(wanted))
-        if self.levels < 1 or self.lead < 0 or self.windows < 1 or self.window < 2:
+        if self.levels < 1 or self.aim < 1 or self.lead < 0 or self.windows < 1 or self.window < 2:
             raise BadInput(
-                "bitstack", str(self.to_dict()), "levels, windows of at least 1, lead of at least 0"
+                "bitstack", str(self.to_dict()), "levels, aim, windows of at least 1, lead of at least 0"
             )
 
     def encode(self, x: Model, budget: Spend = None, *, to: str | None = None) -> Packed:
@@ -135,13 +138,12 @@ class BitStack(WeightCodec):
         first += _ENTRY * len(sections)
         cheapest = first + sum(p.block_bytes + _ENTRY for p in layout.pieces)
         if limit is not None and cheapest > 2 * limit + 10_000:  # hopeless: say so before the work
-            raise BudgetError(limit, cheapest, who="weights.bitstack", why="one block of every matrix")
-        depths = self._depths(layout, None if limit is None else limit - first)
-        cut = Encoder(self, x, layout, depths)
+            raise BudgetError(limit, cheapest, who="weights.bitstack", why=_LEAST)
+        wanted = depths(layout, self.levels, self.lead, None if limit is None else limit - first)
+        cut = Encoder(self, x, layout, wanted)
         if self.fold == "previous":
             sections = kept(Model(cut.state, x.files, x.name), layout)
-        stack = [*range(len(layout.pieces)), *self._order(cut, x)]
-        return finish(self._trim(x, layout, sections, cut, stack, limit), to)
+        return finish(self._trim(x, layout, sections, cut, limit), to)
 
     def decode(self, packed: Packed) -> Model:
         shell, stack = self._open(packed)
@@ -160,7 +162,7 @@ class BitStack(WeightCodec):
         shell, stack = self._open(packed)
         stack.change(memory)
         module = install(shell, stack.layout, stack.parts)
-        module.holdall_stack = stack
+        module.__dict__["holdall_stack"] = stack  # beside torch's own bookkeeping: it is no parameter
         return module
 
     def _open(self, packed: Packed) -> tuple[Model, Stack]:
@@ -168,49 +170,26 @@ class BitStack(WeightCodec):
 
         layout = Layout.of(packed)
         state, files = read_kept(packed, layout)
-        told = [packed.meta.get(key) for key in ("original_bytes", "elements")]
-        if any(type(n) is not int or n < 0 for n in told):
+        original, elements = packed.meta.get("original_bytes"), packed.meta.get("elements")
+        if type(original) is not int or type(elements) is not int or min(original, elements) < 0:
             raise CorruptArtefact("the BitStack header", "it does not say how large the original was")
-        return Model(state, files, str(packed.meta.get("name", "model"))), Stack(packed, layout, *told)
+        return Model(state, files, str(packed.meta.get("name", "model"))), Stack(
+            packed, layout, original, elements
+        )
 
     def _meta(self, x: Model, layout: Layout) -> dict[str, Any]:
         size = {"name": x.name, "original_bytes": x.nbytes, "elements": x.elements}
         return {"room": "weights", "method": self.to_dict(), **size, **layout.to_meta()}
 
-    def _depths(self, layout: Layout, room: int | None) -> list[int]:
-        """How many blocks of each piece can be of use in `room` bytes."""
-        for level in range(1, self.levels + 1):
-            depths = [min(level + self.lead, self.levels) if p.table else level for p in layout.pieces]
-            total = sum(d * p.block_bytes for d, p in zip(depths, layout.pieces, strict=True))
-            if room is not None and total >= room:
-                break
-        return depths
-
-    def _order(self, cut: Encoder, x: Model) -> list[int]:
-        from holdall.weights.stack import by_gain, groups
-
-        levels = groups(cut.layout.pieces, cut.depths, self.lead)
-        if self.sort == "gain":
-            return by_gain(levels, cut.gain)
-        from holdall.weights.sorting import sort_by_perplexity
-
-        return sort_by_perplexity(cut, x, levels)
-
     def _trim(
-        self,
-        x: Model,
-        layout: Layout,
-        sections: dict[str, np.ndarray],
-        cut: Encoder,
-        stack: list[int],
-        limit: int | None,
+        self, x: Model, layout: Layout, sections: dict[str, np.ndarray], cut: Encoder, limit: int | None
     ) -> Packed:
         """As many blocks of the stack as fit, first blocks at least."""
-        taken = [0] * len(layout.pieces)
-        blocks = []
-        for i in stack:
-            blocks.append(cut.blocks[i][taken[i]])
-            taken[i] += 1
+        from holdall.weights.sorting import sort
+
+        stack = [*range(len(layout.pieces)), *sort(cut, x)]
+        coming = [iter(blocks) for blocks in cut.blocks]
+        blocks = [next(coming[i]) for i in stack]
 
         def made(count: int) -> Packed:
             arrays = {**sections, **{str(at): blocks[at] for at in range(count)}}
@@ -219,9 +198,8 @@ class BitStack(WeightCodec):
         if limit is None:
             return made(len(stack))
         low, high = len(layout.pieces), len(stack)
-        least = made(low).nbytes
-        if least > limit:
-            raise BudgetError(limit, least, who="weights.bitstack", why="one block of every matrix")
+        if (least := made(low).nbytes) > limit:
+            raise BudgetError(limit, least, who="weights.bitstack", why=_LEAST)
         while low < high:  # the most blocks whose file fits
             middle = (low + high + 1) // 2
             low, high = (middle, high) if made(middle).nbytes <= limit else (low, middle - 1)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from holdall.optional import lazy
 from holdall.progress import track
+from holdall.weights.fitting import Inputs
 from holdall.weights.fuse import fuse
-from holdall.weights.iavd import Block, Inputs, decompose
+from holdall.weights.iavd import Block, decompose
 from holdall.weights.layout import Layout
 from holdall.weights.scaling import Seen, Slopes, Walk, windows
 
@@ -76,7 +77,7 @@ class Encoder:
             self._errors[i].append(known.energy(weight))
             steps: Iterator[tuple[Block, torch.Tensor]] = decompose(
                 weight, self.depths[i], piece.rank, known,
-                stretch=recipe.stretch, feedback=recipe.feedback, refit=recipe.refit, seed=recipe.seed,
+                stretch=recipe.stretch, feedback=recipe.feedback, fit=recipe.refit, aim=recipe.aim, seed=recipe.seed,
             )  # fmt: skip
             for block, residual in steps:
                 self.blocks[i].append(block.to_bytes())

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from holdall.errors import BadInput
 from holdall.optional import lazy
+from holdall.weights.fitting import Inputs, choose_signs, refit, resize, rounded, signed
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,7 @@ else:
 _PAPER_RANK = 16
 _PASSES = 4  # of subspace iteration; |R| is nearly rank one, so more change the fourth digit
 _SPARE = 8  # extra directions that make those passes enough
-_HALF_MAX = 60000.0
-_PANEL = 64  # columns that error feedback signs one by one between two matrix products
+_ROOM = 0.2  # how much larger the first of several blocks is begun: those after it correct in both directions
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Block:
         first, second = m * -(-n // 8), m * -(-n // 8) + 2 * m * k
         if raw.dtype != np.uint8 or raw.size != block_bytes(m, n, k):
             raise ValueError(f"{raw.size} bytes for a block of {m} x {n}, rank {k}")
-        signs, a, b = raw[:first], raw[first:second].tobytes(), raw[second:].tobytes()
+        bits, a, b = raw[:first], raw[first:second].tobytes(), raw[second:].tobytes()
         return cls(
-            signs.reshape(m, -1),
+            bits.reshape(m, -1),
             np.frombuffer(a, "<f2").reshape(m, k),
             np.frombuffer(b, "<f2").reshape(k, n),
         )
@@ -75,38 +74,6 @@ def fitting_rank(m: int, n: int, overhead: float) -> int:
     return max(1, min(most, _PAPER_RANK, m, n))
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What is known about the inputs of a linear: `scale` [n], its columns' importance, and second moments.
-
-    gram: [n, n], the mean of x x^T, or None when nothing was measured; upper: the upper Cholesky factor of its
-    (damped) inverse, which error feedback needs.
-    """
-
-    scale: torch.Tensor
-    gram: torch.Tensor | None = None
-    upper: torch.Tensor | None = None
-
-    @classmethod
-    def unknown(cls, n: int) -> Inputs:
-        return cls(torch.ones(n))
-
-    @classmethod
-    def measured(cls, scale: torch.Tensor, gram: torch.Tensor, damp: float) -> Inputs:
-        """Damping adds `damp` times the mean second moment to the diagonal: it keeps the residuals small."""
-        size = gram.diagonal().mean()
-        ridge = max(damp, 1e-4) * size if size > 0 else torch.ones(())
-        damped = gram + ridge * torch.eye(len(gram))
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.double()))
-        upper = torch.linalg.cholesky(inverse, upper=True)
-        return cls(scale, damped, upper.float().contiguous())
-
-    def energy(self, residual: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of each output, [m]."""
-        seen = residual * self.scale.square() if self.gram is None else residual @ self.gram
-        return (seen * residual).sum(1)
-
-
 def decompose(
     weight: torch.Tensor,
     levels: int,
@@ -115,30 +82,38 @@ def decompose(
     *,
     stretch: float = 1.0,
     feedback: float = 0.0,
-    refit: bool = False,
+    fit: bool = False,
+    aim: int = 1,
     seed: int = 0,
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """Blocks of `weight` [m, n] one after the other, each with the residual that it leaves (do not change it).
 
     The factors are those of |R| diag(scale); 1 / scale goes into B, and the *rounded* factors are subtracted.
+    aim: so many first blocks are chosen together (where feedback is on), each block after them by itself.
     """
     residual = weight.detach().float().clone()
     scale = inputs.scale / inputs.scale.mean().clamp_min(1e-30)
     scale = scale.clamp_min(1e-4)  # a dead column must not make B overflow
-    for level in range(levels):
-        a, b = factors(residual.abs() * scale, rank, seed + level)
-        a, b = a * stretch, b / scale
-        a, b = _rounded(a, b)
-        negative = _signs(residual, a @ b, inputs, feedback if level else feedback / 2)
-        if refit:
-            fitted = (
-                _resize(residual, negative, a, b, inputs) if level else _refit(residual, negative, b, inputs)
-            )
-            a, b = _rounded(fitted * stretch, b)
-        sizes = a @ b
-        residual = residual - torch.where(negative, -sizes, sizes)
-        bits = np.packbits(negative.numpy(), axis=1, bitorder="little")
-        yield Block(bits, a.numpy().astype(np.float16), b.numpy().astype(np.float16)), residual
+    level = 0
+    while level < levels:
+        together = min(aim, levels) if level == 0 and feedback and inputs.upper is not None else 1
+        rest, made = residual, []
+        for t in range(together):  # magnitudes, for the signs that the weights have by themselves
+            a, b = factors(rest.abs() * scale, rank, seed + level + t)
+            grown = stretch if together == 1 else 1 + _ROOM * (together - 1) if t == 0 else 1.0
+            made.append(rounded(a * grown, b / scale))
+            rest = rest - signed(rest < 0, made[-1])
+        strength = feedback / 2 if level == 0 and together == 1 else feedback
+        negative = choose_signs(residual, torch.stack([a @ b for a, b in made]), inputs, strength)
+        if fit and level == 0:
+            made = refit(residual, negative, [b for _, b in made], inputs, stretch if together == 1 else 1.0)
+        elif fit:
+            made = [rounded(resize(residual, negative[0], made[0], inputs) * stretch, made[0][1])]
+        for (a, b), minus in zip(made, negative, strict=True):
+            residual = residual - signed(minus, (a, b))
+            bits = np.packbits(minus.numpy(), axis=1, bitorder="little")
+            yield Block(bits, a.numpy().astype(np.float16), b.numpy().astype(np.float16)), residual
+        level += together
 
 
 def factors(magnitude: torch.Tensor, rank: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,60 +137,6 @@ def naive_factors(magnitude: torch.Tensor, rank: int) -> tuple[torch.Tensor, tor
     u, sigma, v = torch.linalg.svd(magnitude.double(), full_matrices=False)
     root = sigma[:rank].sqrt()
     return (u[:, :rank] * root).float(), (root[:, None] * v[:rank]).float()
-
-
-def _rounded(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both factors as half precision will hold them, balanced so that neither overflows."""
-    high, low = a.abs().amax(0), b.abs().amax(1)
-    balance = torch.where((high > 0) & (low > 0), (low / high.clamp_min(1e-30)).sqrt(), torch.ones(()))
-    a, b = a * balance, b / balance.clamp_min(1e-30)[:, None]
-    if not (a.abs().amax() < _HALF_MAX and b.abs().amax() < _HALF_MAX):
-        raise BadInput("weights", "magnitudes beyond half precision", "finite weights below 1e9")
-    return a.half().float(), b.half().float()
-
-
-def _signs(residual: torch.Tensor, sizes: torch.Tensor, inputs: Inputs, feedback: float) -> torch.Tensor:
-    """True where the weight is taken as minus its magnitude; zero counts as positive."""
-    if inputs.upper is None or feedback == 0.0:
-        return residual < 0
-    from holdall.weights.kernels import feedback_panel
-
-    m, n = residual.shape
-    out = np.zeros((m, n), np.bool_)
-    work, upper = residual.clone(), inputs.upper
-    for start in range(0, n, _PANEL):  # what a panel got wrong reaches the columns behind it in one product
-        here = slice(start, min(start + _PANEL, n))
-        negative, errors = np.zeros((m, here.stop - start), np.bool_), torch.zeros(m, here.stop - start)
-        panel, size, factor = (
-            t.contiguous().numpy() for t in (work[:, here], sizes[:, here], upper[here, here])
-        )
-        feedback_panel(panel, size, factor, feedback, negative, errors.numpy())
-        out[:, here] = negative
-        work[:, here.stop :] -= errors @ upper[here, here.stop :]
-    return torch.from_numpy(out)
-
-
-def _refit(residual: torch.Tensor, negative: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """A [m, k] that fits each row best, in the outputs' error, to the signs and B at hand."""
-    sign = torch.where(negative, -1.0, 1.0)
-    parts = sign[None] * b[:, None, :]  # [k, m, n]
-    seen = parts @ inputs.gram if inputs.gram is not None else parts * inputs.scale.square()
-    normal = torch.einsum("rmn,qmn->mrq", seen, parts)
-    target = torch.einsum("rmn,mn->mr", seen, residual)
-    size = normal.diagonal(dim1=1, dim2=2).mean(1)
-    ridge = (1e-4 * size).clamp_min(1e-20)[:, None, None] * torch.eye(len(b))
-    return torch.linalg.solve(normal + ridge, target)
-
-
-def _resize(
-    residual: torch.Tensor, negative: torch.Tensor, a: torch.Tensor, b: torch.Tensor, inputs: Inputs
-) -> torch.Tensor:
-    """A with each row as long as fits best: from the second block on nearly as good as `_refit`, and k times faster."""
-    sizes = a @ b
-    taken = torch.where(negative, -sizes, sizes)
-    seen = taken @ inputs.gram if inputs.gram is not None else taken * inputs.scale.square()
-    length = (seen * residual).sum(1) / (seen * taken).sum(1).clamp_min(1e-30)
-    return a * length.clamp(0.0, 4.0)[:, None]
 
 
 def plain_svd(weight: torch.Tensor, total_bytes: int, inputs: Inputs) -> torch.Tensor:

@@ -49,7 +49,7 @@ def rebuild(signs: np.ndarray, a: np.ndarray, b: np.ndarray, out: np.ndarray) ->
                 factor = a[level, i, r]
                 for j in range(16 * groups):
                     sizes[j] += factor * b[level, r, j]
-            add_signed(signs[level, i], sizes, total)
+            add_signed(signs[level, i], sizes, total)  # type: ignore[call-arg]
         for j in range(n):
             out[i, j] = total[j]
 
@@ -96,27 +96,28 @@ def product(signs: np.ndarray, a: np.ndarray, b: np.ndarray, x: np.ndarray, y: n
 
 
 def naive_feedback_signs(
-    work: np.ndarray, magnitude: np.ndarray, upper: np.ndarray, strength: float
+    work: np.ndarray, sizes: np.ndarray, upper: np.ndarray, strength: float
 ) -> np.ndarray:
-    """Signs [m, n] (bool, True = negative) column by column; each error is passed on to the columns not yet signed.
+    """Signs [L, m, n] (bool, True = minus) of magnitudes [L, m, n] that are to add up to `work`, column by column.
 
     `upper` is the upper Cholesky factor of the inverse second moment of the inputs: what a column got wrong is
     made good where the inputs are correlated with it (the classic error feedback of optimal brain surgery).
     """
     work, n = work.astype(np.float64), work.shape[1]
-    negative = np.zeros(work.shape, bool)
+    negative = np.zeros(sizes.shape, bool)
     for j in range(n):
-        value = np.where((work[:, j] >= 0) == (magnitude[:, j] >= 0), magnitude[:, j], -magnitude[:, j])
-        negative[:, j] = (work[:, j] >= 0) != (magnitude[:, j] >= 0)
-        error = strength * (work[:, j] - value) / upper[j, j]
-        work[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+        left = work[:, j].copy()
+        for level, size in enumerate(sizes[:, :, j]):
+            negative[level, :, j] = (left >= 0) != (size >= 0)
+            left -= np.where(negative[level, :, j], -size, size)
+        work[:, j + 1 :] -= (strength * left / upper[j, j])[:, None] * upper[j, j + 1 :]
     return negative
 
 
 @njit(parallel=True, cache=True, fastmath=True)
 def feedback_panel(
     work: np.ndarray,
-    magnitude: np.ndarray,
+    sizes: np.ndarray,
     upper: np.ndarray,
     strength: float,
     out: np.ndarray,
@@ -127,10 +128,13 @@ def feedback_panel(
     for i in prange(m):
         row = work[i].copy()
         for j in range(n):
-            size = magnitude[i, j]
-            flip = (row[j] >= 0) != (size >= 0)
-            out[i, j] = flip
-            error = np.float32(strength) * (row[j] + size if flip else row[j] - size) / upper[j, j]
+            left = row[j]
+            for level in range(sizes.shape[0]):
+                size = sizes[level, i, j]
+                flip = (left >= 0) != (size >= 0)
+                out[level, i, j] = flip
+                left += size if flip else -size
+            error = np.float32(strength) * left / upper[j, j]
             errors[i, j] = error
             for t in range(j + 1, n):
                 row[t] -= error * upper[j, t]

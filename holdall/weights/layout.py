@@ -152,6 +152,19 @@ def plan(model: Model, rank: int | None, overhead: float, tables: bool) -> Layou
     return Layout(tensors, pieces, list(range(len(pieces))))
 
 
+def depths(layout: Layout, levels: int, lead: int, room: int | None) -> list[int]:
+    """How many blocks of each piece can be of use in `room` bytes; tables run `lead` ahead."""
+    found = [1] * len(layout.pieces)
+    for level in range(1, levels + 1):
+        found = [min(level + lead, levels) if p.table else level for p in layout.pieces]
+        if (
+            room is not None
+            and sum(d * p.block_bytes for d, p in zip(found, layout.pieces, strict=True)) >= room
+        ):
+            break
+    return found
+
+
 def _rank(m: int, n: int, rank: int | None, overhead: float) -> int:
     return fitting_rank(m, n, overhead) if rank is None else max(1, min(rank, m, n))
 

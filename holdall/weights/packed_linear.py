@@ -91,8 +91,6 @@ def _untie(module: torch.nn.Module, by_name: Mapping[str, list[Part]]) -> None:
     """Packed tables are shared already: transformers must not look for their parameters."""
     keys = getattr(module, "all_tied_weights_keys", None)
     if keys:
-        module.all_tied_weights_keys = {
-            a: b for a, b in keys.items() if a not in by_name and b not in by_name
-        }
-    if not getattr(module, "all_tied_weights_keys", True):
-        module.config.tie_word_embeddings = False
+        left = {a: b for a, b in keys.items() if a not in by_name and b not in by_name}
+        module.__dict__["all_tied_weights_keys"] = left
+        module.__dict__["config"].tie_word_embeddings = bool(left)

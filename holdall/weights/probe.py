@@ -24,7 +24,8 @@ def run(asked: dict[str, Any]) -> dict[str, float]:
         torch.set_num_threads(asked["threads"])
         numba.set_num_threads(asked["threads"])
     with Meter() as meter, Packed.open(asked["path"]) as packed:
-        module = method_of(packed).open(packed, asked.get("memory"))
+        method: Any = method_of(packed)
+        module = method.open(packed, asked.get("memory"))
         read = packed.traffic
         ids = torch.tensor([asked["prompt"]])
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The paper's sort of the stack: every block of every level is tried alone, and the model measured."""
+"""The sort of the stack: by estimated gain, or as the paper does, by trying every block of every level alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from holdall.optional import lazy
 from holdall.weights.iavd import Block
-from holdall.weights.stack import by_gain, by_perplexity
+from holdall.weights.stack import by_gain, by_perplexity, groups
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +21,10 @@ else:
 SORT_WINDOWS, SORT_WINDOW = 4, 256  # the paper takes 32 sequences of 2048 tokens
 
 
-def sort_by_perplexity(cut: Encoder, x: Model, levels: list[list[tuple[int, int]]]) -> list[int]:
-    """The stack behind the first blocks; by gain where there is no model to run."""
-    if not {"config.json", "tokenizer.json"} <= set(x.files):
+def sort(cut: Encoder, x: Model) -> list[int]:
+    """The stack behind the first blocks; by gain where that is asked, or where there is no model to run."""
+    levels = groups(cut.layout.pieces, cut.depths, cut.recipe.lead)
+    if cut.recipe.sort == "gain" or not {"config.json", "tokenizer.json"} <= set(x.files):
         return by_gain(levels, cut.gain)
     from holdall.weights.model import Model
     from holdall.weights.perplexity import mean_loss

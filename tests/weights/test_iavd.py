@@ -1,13 +1,15 @@
 """Iterative absolute value decomposition on plain matrices: the properties that no stub has."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from holdall.errors import BadInput
+from holdall.weights.fitting import Inputs
 from holdall.weights.iavd import (
     Block,
-    Inputs,
     block_bytes,
     decompose,
     factors,
@@ -31,7 +33,7 @@ def _errors(weight, levels, rank, inputs=None, **knobs):
 
 
 def test_gaussian_energy_left_is_the_cards():
-    """512 x 512 Gaussian, k = 1: 0.36, 0.13, 0.058, 0.033 after one to four blocks (computed with numpy, on the card)."""
+    """512 x 512 Gaussian, k = 1: 0.36, 0.13, 0.058, 0.033 after one to four blocks."""
     left = _errors(_normal(512, 512), 4, 1)
     np.testing.assert_allclose(left, [0.36, 0.13, 0.058, 0.033], rtol=0.05)
 
@@ -98,14 +100,14 @@ def test_feedback_and_refit_lower_the_error_of_correlated_outputs():
     weight = _normal(80, 96)
     plain = _errors(weight, 2, 2, inputs)[-1]
     fed = _errors(weight, 2, 2, inputs, feedback=1.0)[-1]
-    fitted = _errors(weight, 2, 2, inputs, feedback=1.0, refit=True)[-1]
+    fitted = _errors(weight, 2, 2, inputs, feedback=1.0, fit=True)[-1]
     assert fed < 0.5 * plain
     assert fitted < fed
 
 
 def test_error_never_grows_with_blocks():
     left = _errors(_normal(65, 130), 16, 2)
-    assert all(b <= a for a, b in zip(left, left[1:], strict=False)), left
+    assert all(b <= a for a, b in pairwise(left)), left
 
 
 def test_huge_and_tiny_weights_stay_finite_in_half_precision():

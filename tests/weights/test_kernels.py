@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from holdall.weights import kernels
-from holdall.weights.iavd import Inputs, _signs
+from holdall.weights.fitting import Inputs, choose_signs
 
 SIZES = [(1, 1, 1, 1), (3, 3, 1, 2), (5, 63, 3, 2), (64, 65, 6, 1), (17, 130, 7, 4), (2, 16, 16, 3)]
 
@@ -47,13 +47,13 @@ def test_stray_bits_behind_the_last_column_change_nothing():
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 63), (7, 64), (5, 65), (4, 200)])
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_feedback_in_panels_is_feedback_column_by_column(m, n, strength):
+@pytest.mark.parametrize(("levels", "strength"), [(1, 0.5), (1, 1.0), (3, 1.0)])
+def test_feedback_in_panels_is_feedback_column_by_column(m, n, levels, strength):
     g = torch.Generator().manual_seed(n)
     x = torch.randn(4 * n, n, generator=g) @ torch.randn(n, n, generator=g)
     inputs = Inputs.measured(torch.ones(n), x.T @ x / len(x), 0.01)
-    work, sizes = torch.randn(m, n, generator=g), torch.rand(m, n, generator=g)
-    fast = _signs(work, sizes, inputs, strength).numpy()
+    work, sizes = torch.randn(m, n, generator=g), torch.rand(levels, m, n, generator=g)
+    fast = choose_signs(work, sizes, inputs, strength).numpy()
     slow = kernels.naive_feedback_signs(work.numpy(), sizes.numpy(), inputs.upper.numpy(), strength)
     assert (fast != slow).mean() <= 0.02  # a sum near zero may round to the other side, once in a while
     assert fast.any() or m * n < 4
