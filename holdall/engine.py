@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from holdall.budget import Budget
 from holdall.dropins.tokenizer import Message, Tokenizer, json_file
-from holdall.engine_plan import CHUNK, Plan, Shape, Source, give_memory_back, plan, slice_mlps
+from holdall.engine_plan import CHUNK, Plan, Shape, Source, give_memory_back, libraries, plan, slice_mlps
 from holdall.engine_text import Chooser, Text
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
+from holdall.meter import resident_bytes
 from holdall.optional import lazy
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Engine:
     kv_budget: Budget | None = None
     stats: Stats = field(default_factory=Stats)
     net: Any = None
+    _used: int = 0  # bytes that tokenizer and header took, measured
     _beside: int = 0  # bytes that context and workspace may take, now that the weights are open
 
     @classmethod
@@ -80,13 +82,17 @@ class Engine:
             raise BadInput("memory", str(limit), 'bytes ("120MB")')
         if kv is None and kv_budget is not None:
             raise BadInput("kv budget", str(kv_budget), "a kv method that holds it (--with kv.snapkv)")
+        libraries(path)
         if limit is not None:
             give_memory_back()
+        base = resident_bytes()
         source = Source.of(path)
         item = source.item if limit is not None or source.packed is None else 4
         shape = Shape.of(json_file(source.files, "config.json"), item)
         memory_bytes = None if limit is None else limit.bytes
-        return cls(source, Tokenizer(source.files), shape, memory_bytes, kv, Budget.parse(kv_budget))
+        engine = cls(source, Tokenizer(source.files), shape, memory_bytes, kv, Budget.parse(kv_budget))
+        engine._used = resident_bytes() - base
+        return engine
 
     def generate(
         self,
@@ -141,14 +147,14 @@ class Engine:
         assert self.memory is not None
         least: list[int] = []
         for option in plans:
-            left = self.memory - option.total
+            left = self.memory - self._used - option.total
             try:
                 if left <= 0:
-                    least.append(option.total + 1)
+                    least.append(self._used + option.total + 1)
                     continue
                 self._load(left)
             except BudgetError as short:
-                least.append(option.total + int(str(short.least)))
+                least.append(self._used + option.total + int(str(short.least)))
                 continue
             self._beside = option.total
             return option.chunk
@@ -173,6 +179,8 @@ class Engine:
 
             net = Model.read(source.path).build(dtype)
         self.net = net.to(dtype)
+        if dtype is not torch.float32:  # what packed tables give out is float32
+            self.net.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.to(dtype))
         slice_mlps(self.net)
         self.stats.open_seconds = time.perf_counter() - start
 

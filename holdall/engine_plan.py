@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from holdall.budget import Budget
 from holdall.dropins import hub
 from holdall.errors import BadInput
@@ -24,7 +26,7 @@ else:
 CHUNK = (
     256  # tokens that pass through an MLP (or through the model, where a prompt is read by chunks) at a time
 )
-RESERVE = 12_000_000  # torch's own buffers and threads, tokenizer, Python objects: 6 to 9 MB were measured
+RESERVE = 16_000_000  # torch's own buffers, the modules, one matrix of a packed model unpacked
 FLOOR = 64  # entries a head that a share of the context never goes below (the cache's own floor)
 _MMAP_THRESHOLD = -3  # of glibc's mallopt
 
@@ -159,14 +161,22 @@ class _Sliced:
 
 
 def libraries(path: str) -> None:
-    """Import what running that model will need, so that its own memory can be told from theirs."""
+    """Import, and compile, what running that model will need, so that its memory can be told from theirs."""
     transformers = need("transformers", "weights")
     need("tokenizers", "weights")
     for name in ("LlamaForCausalLM", "PreTrainedModel", "DynamicCache"):
         getattr(transformers, name)
     if path.lower().endswith(".hold"):
         need("numba", "weights")
-        import holdall.weights  # noqa: F401
+        from holdall.weights import kernels
+
+        words, a, b = (
+            np.zeros((1, 1, 1), np.uint16),
+            np.zeros((1, 1, 1), np.float32),
+            np.zeros((1, 1, 16), np.float32),
+        )
+        kernels.rebuild(words, a, b, np.zeros((1, 16), np.float32))
+        kernels.product(words, a, b, np.zeros(16, np.float32), np.zeros(1, np.float32))
     elif path.lower().endswith(".gguf") or path in hub.short_names():
         need("gguf", "weights")
 

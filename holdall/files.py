@@ -33,22 +33,6 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise BadInput("url", url, f"a local path or an fsspec URL ({fault})") from fault
 
 
-def is_file(url: str) -> bool:
-    """Whether a file is there."""
-    if is_local(url):
-        return local_path(url).is_file()
-    fs, path = _filesystem(url)
-    return bool(fs.isfile(path))
-
-
-def is_folder(url: str) -> bool:
-    """Whether a folder (or, in an object store, anything under that prefix) is there."""
-    if is_local(url):
-        return local_path(url).is_dir()
-    fs, path = _filesystem(url)
-    return bool(fs.isdir(path))
-
-
 class Reader:
     """Ranged reads of one file: `read(start, stop)`, `size`, `name`, and `traffic`, the bytes read so far."""
 

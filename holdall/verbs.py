@@ -8,6 +8,7 @@ from holdall.errors import BadInput, CorruptArtefact
 from holdall.files import is_local, local_path, open_stream
 from holdall.kinds import Codec, Spend
 from holdall.method import Method
+from holdall.places import is_file, is_folder
 from holdall.registry import get, methods, rooms
 
 if TYPE_CHECKING:
@@ -18,14 +19,23 @@ _HEAD = 64 << 10
 
 def codec_for(url: str) -> Codec:
     """The default codec of the room that knows this file: the first codec that the room imports."""
-    with open_stream(url) as f:
-        head = f.read(_HEAD)
+    head = b""
+    if is_file(url) or not _known_without_a_file(url):
+        with open_stream(url) as f:
+            head = f.read(_HEAD)
     for room in rooms():
         for cls in methods(room).values():
             if issubclass(cls, Codec) and cls.sniff(url, head):
                 return cls()
     wanted = "a log, or a model (GGUF, safetensors, Hugging Face folder); or name a method with --with"
     raise BadInput("file", url, wanted)
+
+
+def _known_without_a_file(url: str) -> bool:
+    """Folders, and short names of models."""
+    from holdall.dropins import hub
+
+    return url in hub.short_names() or is_folder(url)
 
 
 def pack(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdall.errors import BadInput, CorruptArtefact, HoldallError, NeedsExtra
-from holdall.files import Reader, atomic_write, is_file, is_local, local_path, open_reader
+from holdall.files import Reader, atomic_write, is_local, local_path, open_reader
 from holdall.optional import lazy
+from holdall.places import is_file
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.budget import Budget
+from holdall.dropins import hub
 from holdall.kinds import Codec, Spend
+from holdall.places import is_file
 from holdall.weights.model import Model
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class WeightCodec(Codec):
     def sniff(cls, url: str, head: bytes) -> bool:
         if head[:4] == b"GGUF" or url.lower().endswith(_FORMATS):
             return True
-        return url.lower().rstrip("/").endswith("config.json")
+        return url in hub.short_names() or is_file(f"{url.rstrip('/')}/config.json")
 
     @classmethod
     def read_input(cls, url: str) -> Model:

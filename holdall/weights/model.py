@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 from holdall.dropins import hub
 from holdall.dropins.tokenizer import Tokenizer, json_file
 from holdall.errors import BadInput, CorruptArtefact
-from holdall.files import is_folder, is_local, local_path
+from holdall.files import is_local, local_path
 from holdall.optional import lazy
+from holdall.places import is_folder
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,71 @@
+"""The command line: one file per verb. Rooms, torch and numba are imported inside the verbs that need them.
+
+Exit codes: 0 done; 1 `grep` found nothing; 2 a mistake or a fault, told in one line on stderr; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from holdall.cli import grep, info, measure, methods, pack, run, show, unpack, verify
+from holdall.errors import HoldallError
+
+app = typer.Typer(
+    name="holdall",
+    help="Fit AI into what you have, and measure what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in (pack, unpack, info, verify, run, grep, measure, methods, show):
+    _verb.register(app)
+
+_Told: Any = typer.BadParameter.__mro__[2]  # click's ClickException: a mistake in how a command was called
+_REMOTE = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "requests", "urllib3")
+
+
+def main() -> None:
+    """What the `holdall` command runs."""
+    code = 2
+    try:
+        result = app(standalone_mode=False)
+        sys.stdout.flush()
+        code = result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        code = 130
+    except typer.Exit as left:
+        code = left.exit_code
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except HoldallError as fault:
+        _say(str(fault))
+    except _Told as fault:
+        _say(fault.format_message())
+    except MemoryError:
+        _say("out of memory: give a smaller budget, or close something")
+    except OSError as fault:
+        _say(_file_fault(fault))
+    except (
+        Exception
+    ) as fault:  # object stores raise their own errors; anything else is a bug and shows itself
+        if type(fault).__module__.split(".")[0] not in _REMOTE:
+            raise
+        _say(f"{type(fault).__name__}: {fault}")
+    sys.exit(code)
+
+
+def _say(line: str) -> None:
+    print("holdall: " + " ".join(line.split()), file=sys.stderr)
+
+
+def _file_fault(fault: OSError) -> str:
+    where = fault.filename2 or fault.filename
+    what = fault.strerror or str(fault) or type(fault).__name__
+    return f"{what}: {where}" if where else what
