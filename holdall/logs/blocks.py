@@ -1,69 +1,94 @@
-"""One block of a log as bytes and back: structured where that is smaller, else the best plain kernel."""
+"""One block of a log as an index and segments, and back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
 from holdall.errors import CorruptArtefact
-from holdall.logs import bytestreams as bs
-from holdall.logs import mixing
-from holdall.logs.bytestreams import Cursor, varints
-from holdall.logs.groups import BY_KEY, DELTA, DICT, FORM, SPARSE, Group, choose_layouts, gather
+from holdall.logs.groups import choose_layouts, gather
+from holdall.logs.index import OWN_TEXT, Index, lines_of, read_index, write_index
 from holdall.logs.numerals import Form
 from holdall.logs.segments import Segment, Tables, decode_segment, encode_segment
-from holdall.logs.structure import Parsed, parse
+from holdall.logs.structure import Parsed, parse, without_parameters
 from holdall.logs.weaving import weave
 
-MOST_BYTES = 256 << 20  # of one block, unpacked
 _OWN_STREAM = 256  # rows from which a group has a stream of its own
-_OWN_TEXT = 8192  # bytes from which a dictionary has a text stream of its own
-PLAIN_BLOCK, STRUCTURED = 0, 1
+_SEGMENT, _SMALL = 1024, 8 << 20  # lines of a segment; blocks of fewer bytes are one segment
 
 
-@dataclass
-class Index:
-    """All of a structured block but its columns."""
+@dataclass(frozen=True)
+class Recipe:
+    """How a block is packed: the method's knobs."""
 
-    size: int
-    open_end: bool
-    digest: bytes
-    tables: Tables
-    groups: list[Group]
-    literals: np.ndarray  # u8: every literal of every event, each with a newline
-    words: np.ndarray  # u8: every dictionary entry, each with a newline
-    counts: list[int]  # entries by group
-    lines: list[int]  # by segment
-    sizes: list[int]  # bytes by segment
+    level: int = 3
+    segment: int = 0
+    sample: float = 0.01
+    theta: float = 0.5
+    target: float = 0.99
+    lossy: bool = False
 
 
-def encode_block(raw: bytes, segment_lines: int, **how: float) -> tuple[bytes, list[bytes], dict[str, float]]:
-    """The index, the segments, and what was found. A plain block has no segments."""
+def encode_structured(raw: bytes, how: Recipe) -> tuple[bytes, bytes, dict[str, float]]:
+    """The index, the segments one after the other, and what was found."""
     text = np.frombuffer(raw, np.uint8)
-    parsed = parse(text, **how)
-    groups, home = gather(parsed, True)
-    alone = np.array([g.rows.size >= _OWN_STREAM or home[0] == k for k, g in enumerate(groups)], bool)
-    alone |= np.isin(np.arange(len(groups)), home[: parsed.headers])
+    parsed = parse(text, templates=how.level > 1, sample=how.sample, theta=how.theta, target=how.target)
+    found = {"lines": parsed.events.size, "matched": parsed.matched * parsed.events.size,
+             "sampled": parsed.sampled * parsed.events.size, "fields": parsed.spans.shape[0]}  # fmt: skip
+    if how.lossy:
+        whole = np.diff(parsed.bounds)
+        parsed = without_parameters(parsed)
+        found["whole_lines"] = int((np.diff(parsed.bounds) == whole).sum())
+        found["kept_fields"] = parsed.spans.shape[0]
+    groups, home = gather(parsed, how.level > 2)
+    alone = np.array([g.rows.size >= _OWN_STREAM for g in groups], bool)
+    alone[home[: parsed.headers]] = True
     heads = [sum(c < parsed.headers for c in row) for row in parsed.columns]
     tables = Tables.of(heads, parsed.columns, home, alone)
     values = np.zeros(parsed.column_of.size, np.int64)
     for g in groups:
         values[g.rows] = g.values
     choose_layouts(groups, Segment(tables, parsed.events), values)
-    fresh, segments, lines = np.zeros(len(groups), np.int64), [], []
-    for a in range(0, parsed.events.size, segment_lines):
-        events = parsed.events[a : a + segment_lines]
-        low, high = parsed.bounds[a], parsed.bounds[a + events.size]
-        segments.append(encode_segment(Segment(tables, events), groups, values[low:high], fresh))
-        lines.append(events.size)
     words = [_entries(text, g.spans) for g in groups]
-    index = Index(len(raw), raw[-1:] != b"\n", xxhash.xxh3_64_digest(raw), tables, groups,
-                  np.empty(0, np.uint8), np.empty(0, np.uint8), [len(g.spans) for g in groups], lines,
-                  [len(s) for s in segments])  # fmt: skip
-    found = {"matched": parsed.matched, "sampled": parsed.sampled, "events": float(len(parsed.literals))}
-    return _write_index(index, parsed, words), segments, found
+    index = Index(len(raw), raw[-1:] != b"\n", xxhash.xxh3_64_digest(raw), tables, groups, np.empty(0, np.uint8),
+                  np.empty(0, np.uint8), [len(g.spans) for g in groups], [], [], [], [], [])  # fmt: skip
+    big = [g for g, w in enumerate(words) if len(w) >= OWN_TEXT]
+    data = _encode_segments(index, parsed, values, big, _segment_lines(how, len(raw), parsed.events.size))
+    if how.lossy:
+        index.literals = np.frombuffer(lines_of([x for row in parsed.literals for x in row]), np.uint8)
+        index.words = np.frombuffer(b"".join(words), np.uint8)
+        least = Segment(tables, parsed.events)
+        lossy = Weaver(index)(least, values, len(raw) + 4 * values.size + 3 * int(found["fields"]), not index.open_end, "")
+        index.size, index.digest = len(lossy), xxhash.xxh3_64_digest(lossy)
+    return write_index(index, parsed, words), data, found
+
+
+def _segment_lines(how: Recipe, size: int, lines: int) -> int:
+    """Small blocks are one segment: every further one costs some bytes, and saves little time."""
+    if how.segment:
+        return how.segment
+    return _SEGMENT if size >= _SMALL else max(1, lines)
+
+
+def _encode_segments(index: Index, parsed: Parsed, values: np.ndarray, big: list[int], step: int) -> bytes:
+    """All segments, and in the index what lets a search pass over them."""
+    fresh, out = np.zeros(len(index.groups), np.int64), []
+    for a in range(0, parsed.events.size, step):
+        events = parsed.events[a : a + step]
+        low, high = parsed.bounds[a], parsed.bounds[a + events.size]
+        segment = Segment(index.tables, events)
+        index.fresh.append(fresh.copy())
+        old = fresh.copy()
+        out.append(encode_segment(segment, index.groups, values[low:high], fresh))
+        here = [np.unique(values[low:high][segment.rows[g]]) for g in big]
+        index.seen.append([x[x < old[g]] for x, g in zip(here, big, strict=True)])
+        index.present.append(np.unique(events))
+        index.lines.append(events.size)
+        index.sizes.append(len(out[-1]))
+    return b"".join(out)
 
 
 def _entries(text: np.ndarray, spans: np.ndarray) -> bytes:
@@ -71,123 +96,23 @@ def _entries(text: np.ndarray, spans: np.ndarray) -> bytes:
     return b"".join(bytes(raw[a:b]) + b"\n" for a, b in spans.tolist())
 
 
-def _write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
-    t = index.tables
-    head = [index.size, int(index.open_end), len(parsed.columns), t.home.size, len(index.groups), len(index.lines)]
-    for k, row in enumerate(parsed.columns):
-        tail = row[int(t.heads[k]) :]
-        head += [int(t.heads[k]), len(tail), tail[0] if tail else 0]
-    head += t.home.tolist()
-    for g, alone, count in zip(index.groups, t.alone, index.counts, strict=True):
-        head += [g.kind | int(alone) << 2 | g.layout << 3, g.parent << 2 | g.guess >> 3]
-        head += [count] if g.kind == DICT else [_zigzag(g.base)]
-        if g.form is not None:
-            head += [len(g.form.mask), *g.form.mask, len(g.form.widths), *g.form.widths, *g.form.radices]
-    head += index.lines + index.sizes
-    small = b"".join(b"".join(x + b"\n" for x in row) for row in parsed.literals)
-    head.append(len(small))
-    texts = [small + b"".join(w for w in words if len(w) < _OWN_TEXT), *(w for w in words if len(w) >= _OWN_TEXT)]
-    head += [len(w) for g, w in zip(index.groups, words, strict=True) if g.kind == DICT]
-    packed = [bs.pack(x) for x in texts]
-    head += [x for kernel, data in packed for x in (kernel, len(data))]
-    plain = varints(head)
-    kernel, data = bs.pack(plain)
-    start = varints([STRUCTURED, len(plain), kernel, len(data)])
-    return start + index.digest + data + b"".join(d for _, d in packed)
-
-
-def _zigzag(n: int) -> int:
-    return -2 * n - 1 if n < 0 else 2 * n
-
-
-def read_index(raw: bytes, path: str) -> Index:
-    """The inverse of `_write_index`; distrusts everything."""
-    outer = Cursor(raw, path)
-    if outer.number(STRUCTURED) != STRUCTURED:
-        raise CorruptArtefact(path, "a plain block where a structured one is wanted")
-    length, kernel, packed = outer.number(MOST_BYTES), outer.number(255), outer.number(len(raw))
-    digest = outer.take(8)
-    c = Cursor(bs.unpack(kernel, outer.take(packed), length, path), path)
-    size, open_end, events, columns, groups, segments = (
-        c.number(most) for most in (MOST_BYTES, 1, len(c.raw), len(c.raw), len(c.raw), len(c.raw))
-    )
-    heads, rows = [], []
-    for _ in range(events):
-        head, tail, first = c.number(columns), c.number(columns), c.number(columns)
-        if first + tail > columns:
-            raise CorruptArtefact(path, "an event has columns that are none")
-        heads.append(head)
-        rows.append([*range(head), *range(first, first + tail)])
-    home = np.array([c.number(max(0, groups - 1)) for _ in range(columns)], np.int64)
-    made = [_read_group(c) for _ in range(groups)]
-    alone = np.array([a for _, a, _ in made], bool)
-    lines = [c.number(size + 1) for _ in range(segments)]
-    sizes = [c.number(MOST_BYTES) for _ in range(segments)]
-    literals, words = _read_texts(c, outer, [g for g, _, _ in made], size)
-    if sum(lines) > size + 1 or events == 0 or sum(len(r) + 1 for r in rows) != int((literals == 10).sum()):
-        raise CorruptArtefact(path, "its templates contradict each other")
-    counts = [n for _, _, n in made]
-    if any(n != int((w == 10).sum()) for n, w in zip(counts, words, strict=True)):
-        raise CorruptArtefact(path, "a dictionary contradicts its count")
-    tables = Tables.of(heads, rows, home, alone)
-    every = np.concatenate([*words, np.empty(0, np.uint8)])
-    return Index(size, bool(open_end), digest, tables, [g for g, _, _ in made], literals, every, counts, lines, sizes)
-
-
-def _read_group(c: Cursor) -> tuple[Group, bool, int]:
-    flags, parent = c.number(127), c.number(MOST_BYTES)
-    kind, layout = flags & 3, flags >> 3
-    known = (mixing.IDS, mixing.RANKS) if kind == DICT else (mixing.PLAIN, DELTA, BY_KEY)
-    if kind > FORM or (layout not in known and not (layout == SPARSE and flags & 4)):
-        raise CorruptArtefact(c.path, "a group of no known kind")
-    nothing = np.empty(0, np.int64)
-    group = Group(kind, nothing, nothing, layout, parent=parent >> 2, guess=(parent & 3) << 3)
-    if kind == DICT:
-        return group, bool(flags & 4), c.number(MOST_BYTES)
-    base = c.number(1 << 62)
-    group.base = -((base + 1) >> 1) if base & 1 else base >> 1
-    if kind == FORM:
-        mask = bytes(c.number(255) for _ in range(c.number(64)))
-        n = c.number(40)
-        group.form = Form(mask, tuple(c.number(18) for _ in range(n)), tuple(c.number(10**18) for _ in range(n)))
-        if not group.form.sound():
-            raise CorruptArtefact(c.path, "a number has no sane form")
-    return group, bool(flags & 4), 0
-
-
-def _read_texts(c: Cursor, outer: Cursor, groups: list[Group], size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The literals, and the entries of each group."""
-    small = c.number(MOST_BYTES)
-    lengths = [c.number(2 * size + 2) if g.kind == DICT else 0 for g in groups]
-    wanted = [small + sum(n for n in lengths if n < _OWN_TEXT), *(n for n in lengths if n >= _OWN_TEXT)]
-    if sum(wanted) > 8 * size + (1 << 20):
-        raise CorruptArtefact(c.path, "its dictionaries are larger than its text")
-    texts = []
-    kinds = [(c.number(255), c.number(len(outer.raw))) for _ in wanted]
-    for (kernel, packed), n in zip(kinds, wanted, strict=True):
-        texts.append(np.frombuffer(bs.unpack(kernel, outer.take(packed), n, c.path), np.uint8))
-    words, at, own = [], small, 1
-    for n in lengths:
-        if n < _OWN_TEXT:
-            words.append(texts[0][at : at + n])
-            at += n
-        else:
-            words.append(texts[own])
-            own += 1
-        if n and words[-1][-1] != 10:
-            raise CorruptArtefact(c.path, "a dictionary is cut short")
-    return texts[0][:small], words
-
-
-def decode_block(index: Index, segments: list[bytes], path: str) -> bytes:
-    """The text of a structured block."""
-    pieces, fresh = [], np.zeros(len(index.groups), np.int64)
+def decode_segments(index: Index, data: bytes, which: list[int], path: str) -> Iterator[tuple[int, bytes]]:
+    """(number, text) of some segments."""
+    ends = np.cumsum(index.sizes)
+    if sum(index.sizes) != len(data):
+        raise CorruptArtefact(path, "its columns are not as long as its index says")
     woven = Weaver(index)
-    for k, raw in enumerate(segments):
-        segment, values = decode_segment(raw, index.lines[k], index.tables, index.groups, fresh, path)
-        last = k + 1 < len(segments) or not index.open_end
-        pieces.append(woven(segment, values, index.size, last, path))
-    whole = b"".join(pieces)
+    for k in which:
+        raw = data[int(ends[k]) - index.sizes[k] : int(ends[k])]
+        segment, values = decode_segment(raw, index.lines[k], index.tables, index.groups, index.fresh[k].copy(), path)
+        last = k + 1 < len(index.lines) or not index.open_end
+        yield k, woven(segment, values, index.size, last, path)
+
+
+def decode_structured(index_raw: bytes, data: bytes, path: str) -> bytes:
+    """The text of a structured block."""
+    index = read_index(index_raw, path)
+    whole = b"".join(t for _, t in decode_segments(index, data, list(range(len(index.lines))), path))
     if len(whole) != index.size or xxhash.xxh3_64_digest(whole) != index.digest:
         raise CorruptArtefact(path, "its columns do not give the text that was packed")
     return whole

@@ -33,14 +33,18 @@ class Group:
     values: np.ndarray  # [m] dictionary ids, or numbers
     layout: int = mixing.IDS
     base: int = 0
+    top: int = 0  # the largest number, so that a search can pass over it
     form: Form | None = None
     parent: int = NO_PARENT
     guess: int = 0  # of mixing.BY_A, mixing.BY_B
     spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # [distinct, 2] of a DICT
 
 
-def gather(parsed: Parsed, numbers: bool) -> tuple[list[Group], np.ndarray]:
-    """The groups of a block, header fields first, and [columns] the group of each column."""
+def gather(parsed: Parsed, mapping: bool) -> tuple[list[Group], np.ndarray]:
+    """The groups of a block, header fields first, and [columns] the group of each column.
+
+    mapping: whether equal values share an entry and numbers are kept as numbers (level 3).
+    """
     text, spans, of = parsed.text, parsed.spans, parsed.column_of
     ids, _ = intern(text, spans[:, 0], spans[:, 1], np.ones(spans.shape[0], np.bool_))
     order = np.argsort(of, kind="stable")
@@ -50,7 +54,7 @@ def gather(parsed: Parsed, numbers: bool) -> tuple[list[Group], np.ndarray]:
     words: list[int] = []
     for c in range(total):
         rows = order[edges[c] : edges[c + 1]]
-        group = _numeric(parsed, rows, ids) if numbers and rows.size >= _FEW else None
+        group = _numeric(parsed, rows, ids) if mapping and rows.size >= _FEW else None
         if group is not None:
             made.append((c, group))
         else:
@@ -59,10 +63,12 @@ def gather(parsed: Parsed, numbers: bool) -> tuple[list[Group], np.ndarray]:
     groups = [g for _, g in made]
     for k, (c, _) in enumerate(made):
         home[c] = k
-    for members in _alike(words, order, edges, ids, parsed.headers):
+    for members in _alike(words, order, edges, ids, parsed.headers) if mapping else [[c] for c in words]:
         home[members] = len(groups)
         rows = np.sort(np.concatenate([order[edges[c] : edges[c + 1]] for c in members]))
-        local, firsts = intern(text, spans[rows, 0], spans[rows, 1], np.ones(rows.size, np.bool_))
+        local, firsts = (np.arange(rows.size),) * 2
+        if mapping:
+            local, firsts = intern(text, spans[rows, 0], spans[rows, 1], np.ones(rows.size, np.bool_))
         groups.append(Group(DICT, rows, local, spans=spans[rows[firsts]]))
     return _in_order(groups, home)
 
@@ -87,7 +93,8 @@ def _numeric(parsed: Parsed, rows: np.ndarray, ids: np.ndarray) -> Group | None:
         values = form.values(text, a)
     elif not good:
         return None
-    group = Group(FORM if form else INT, rows, values, form=form, base=int(values.min()))
+    group = Group(FORM if form else INT, rows, values, form=form, base=int(values.min()),
+                  top=int(values.max()))  # fmt: skip
     some = slice(0, SAMPLE)
     keys = np.zeros(min(rows.size, SAMPLE), np.int64)
     priced = {layout: price(symbols(group.base, values[some], layout, keys), keys, keys, mixing.PLAIN)
@@ -124,7 +131,8 @@ def _alike(words: list[int], order: np.ndarray, edges: np.ndarray, ids: np.ndarr
 
     sets = {c: np.unique(ids[order[edges[c] : edges[c + 1]]]) for c in words if c >= headers}
     big = [c for c in sets if edges[c + 1] - edges[c] >= _FEW]
-    pairs = np.array([(i, c) for c in big for i in sets[c].tolist()] or [(0, 0)], np.int64)
+    named = [np.stack([sets[c], np.full(sets[c].size, c)], axis=1) for c in big]
+    pairs = np.concatenate([*named, np.full((1, 2), -1)])
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     same = pairs[1:, 0] == pairs[:-1, 0]
     links, shared = np.unique(np.stack([pairs[:-1, 1][same], pairs[1:, 1][same]]), axis=1, return_counts=True)

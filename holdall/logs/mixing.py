@@ -13,10 +13,10 @@ from numba import njit
 
 from holdall.logs.tables import ENTROPY, RATE, SQUASH, STRETCH
 
-CONTEXTS = 6
+CONTEXTS = 5
 PLAIN, IDS, RANKS, EVENTS = 0, 1, 2, 3  # symbols: numbers; dictionary ids; recency ranks of ids; events
 BY_B, BY_A = 8, 16  # added: first ask whether it is the last one under key B; under key A or the last of all
-WINDOW = 127  # how many recent ids a column of ranks remembers
+WINDOW = 120  # how many recent ids a column of ranks remembers
 STEP = 5
 _SETS = 4 * 4 * 4 * 3
 _NONE = np.int64(-1)
@@ -43,11 +43,12 @@ def _grade(n):  # how often a context was seen, in four steps
 @njit(cache=True, nogil=True)
 def _decide(state, data, slots, weights, hashes, at, lean, node, kind, bit):
     """One binary decision: predict it, code it (bit -1: decode it; state[5]: only price it), learn from it."""
-    mask, salt = np.uint64(slots.shape[1] - 1), np.uint64(node) * np.uint64(0x9E3779B97F4A7C15)
+    mask, salt = np.uint64(slots.shape[1] - 16), np.uint64(node >> 4) * np.uint64(0x9E3779B97F4A7C15)
+    near = np.uint64(node & 15)  # decisions of one symbol lie in one cache line
     for j in range(CONTEXTS):
         h = (hashes[j] ^ salt) * np.uint64(0x9FB21C651E98DF25)
         h ^= h >> np.uint64(32)
-        at[j] = h & mask
+        at[j] = (h & mask) | near
         mark = np.uint32(h >> np.uint64(54))
         s = slots[j, at[j]]
         if (s & np.uint32(1023)) != mark:
@@ -123,7 +124,7 @@ def _symbol(state, data, slots, weights, single, hashes, at, lean, value, decode
             size += 1
     n = 0
     while n < 62:
-        bit = _decide(state, data, slots, weights, hashes, at, lean, n, 0 if n == 0 else 1,
+        bit = _decide(state, data, slots, weights, hashes, at, lean, n if n < 14 else 16 + n, 0 if n == 0 else 1,
                       -1 if decode else (1 if n < size else 0))  # fmt: skip
         if not bit:
             break
@@ -132,7 +133,7 @@ def _symbol(state, data, slots, weights, single, hashes, at, lean, value, decode
     for k in range(n - 1, -1, -1):
         bit = -1 if decode else ((value + 1) >> k) & 1
         if n - 1 - k < firm:
-            bit = _decide(state, data, slots, weights, hashes, at, lean, 64 + (n << 20) + got, 2, bit)
+            bit = _decide(state, data, slots, weights, hashes, at, lean, 128 + (n << 20) + got, 2, bit)
         else:
             bit = _loose(state, data, single, n * 64 + k, bit)
         got = (got << 1) | bit
@@ -141,10 +142,11 @@ def _symbol(state, data, slots, weights, single, hashes, at, lean, value, decode
 
 @njit(cache=True, nogil=True)
 def _rank(recent, column, value):
+    found = np.int32(WINDOW)  # no early way out: so the loop is done with vector instructions
+    wanted = np.int32(value)
     for k in range(WINDOW):
-        if recent[column, k] == value:
-            return k
-    return WINDOW
+        found = min(found, np.int32(k) if recent[column, k] == wanted else np.int32(WINDOW))
+    return np.int64(found)
 
 
 @njit(cache=True, nogil=True)
@@ -186,7 +188,7 @@ def run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fre
     while size < min(values.size * 4, 1 << 16):
         size *= 2
     last, by_key = np.full((kinds, 4), _NONE), np.full((2, size), _NONE)
-    recent = np.full((kinds if ((modes & 7) == RANKS).any() else 0, WINDOW), np.int64(-9))
+    recent = np.full((kinds if ((modes & 7) == RANKS).any() else 0, WINDOW), np.int32(-9))
     hashes, single = np.zeros(CONTEXTS, np.uint64), np.full(64 * 64, np.int32(1 << 15))
     at, lean = np.zeros(CONTEXTS, np.uint64), np.zeros(2 * CONTEXTS, np.int32)
     for i in range(values.size):
@@ -206,11 +208,11 @@ def run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fre
         second = by_a if by_a != by_b or not asks & BY_B else last[c, 0]
         guessed = False
         if asks & BY_B and by_b >= 0 and (mode != RANKS or by_b < WINDOW):
-            guessed = _decide(state, data, slots, weights, hashes, at, lean, 63, 0, -1 if decode else mine == by_b) == 1
+            guessed = _decide(state, data, slots, weights, hashes, at, lean, 15, 0, -1 if decode else mine == by_b) == 1
             if guessed:
                 mine = by_b
         if asks & BY_A and not guessed and second >= 0 and (not asks & BY_B or second != by_b) and (mode != RANKS or second < WINDOW):
-            guessed = _decide(state, data, slots, weights, hashes, at, lean, 62, 1, -1 if decode else mine == second) == 1
+            guessed = _decide(state, data, slots, weights, hashes, at, lean, 14, 1, -1 if decode else mine == second) == 1
             if guessed:
                 mine = second
         if not guessed:
@@ -317,7 +319,7 @@ def news_of(ids):
 def ranks_of(ids):
     """[m] the symbols of RANKS."""
     out, fresh = np.empty(ids.size, np.int64), 0
-    recent = np.full((1, WINDOW), np.int64(-9))
+    recent = np.full((1, WINDOW), np.int32(-9))
     for i in range(ids.size):
         rank = WINDOW if ids[i] >= fresh else _rank(recent, 0, ids[i])
         out[i] = 0 if ids[i] >= fresh else (1 + rank if rank < WINDOW else 1 + WINDOW + ids[i])

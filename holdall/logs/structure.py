@@ -10,6 +10,7 @@ from holdall.logs import templates as tp
 from holdall.logs import tokens as tk
 from holdall.logs.templates import STAR_ID, Lines
 
+_REFINED = 20_000  # distinct lines that are looked at for splitting
 _SPLIT_TOKENS = 24  # a parameter of more tokens stays whole
 
 
@@ -24,6 +25,7 @@ class Parsed:
     literals: list[list[bytes]]  # by event: one more than it has parameters
     columns: list[list[int]]  # by event: the column of each parameter
     headers: int  # columns 0 .. headers - 1 are header fields
+    raw_column: int = -1  # of lines that no template matches
     matched: float = 0.0
     sampled: float = 0.0
     column_of: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # [P]
@@ -84,7 +86,8 @@ def _refine(
         return patterns, chosen
     least = max(24, int(0.0005 * counts.sum()))
     finer: dict[tuple[int, bytes], list[int]] = {}
-    for k in np.flatnonzero(chosen >= 0):
+    often = np.argsort(-np.where(chosen >= 0, counts, -1), kind="stable")[:_REFINED]
+    for k in often[chosen[often] >= 0]:
         split = _split(lines, words, firsts[k], lasts[k], patterns[chosen[k]])
         if split is not None:
             finer.setdefault((int(chosen[k]), split.tobytes()), []).append(int(k))
@@ -146,7 +149,8 @@ def _cut(lines: Lines, heads: list[np.ndarray], head_of: np.ndarray, patterns: l
     width = np.diff(bounds)
     slot = np.arange(spans.shape[0]) - np.repeat(bounds[:-1], width)
     column_of = table[np.repeat(offsets[events], width) + slot] if spans.shape[0] else np.empty(0, np.int64)
-    return Parsed(lines.text, events, spans, bounds, literals, columns, head_stars, column_of=column_of)
+    return Parsed(lines.text, events, spans, bounds, literals, columns, head_stars,
+                  head_stars + sum(int((p == STAR_ID).sum()) for p in patterns), column_of=column_of)  # fmt: skip
 
 
 def _extract(lines: Lines, whole: list[np.ndarray], events: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,3 +196,22 @@ def _literals(lines: Lines, pattern: np.ndarray, show: np.ndarray) -> list[bytes
         else:
             here += lines.token(int(show[i]))
     return [*pieces, bytes(here)]
+
+
+def without_parameters(parsed: Parsed) -> Parsed:
+    """The lossy form: header fields and templates, with <*> where a parameter stood."""
+    kept = (parsed.column_of < parsed.headers) | (parsed.column_of == parsed.raw_column)
+    literals, columns = [], []
+    for texts, row in zip(parsed.literals, parsed.columns, strict=True):
+        left, pieces = [], [texts[0]]
+        for text, c in zip(texts[1:], row, strict=True):
+            if c < parsed.headers or c == parsed.raw_column:
+                left.append(c)
+                pieces.append(text)
+            else:
+                pieces[-1] += b"<*>" + text
+        literals.append(pieces)
+        columns.append(left)
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return Parsed(parsed.text, parsed.events, parsed.spans[kept], before[parsed.bounds], literals, columns,
+                  parsed.headers, parsed.raw_column, parsed.matched, parsed.sampled, parsed.column_of[kept])  # fmt: skip
