@@ -136,6 +136,9 @@ class LazyArrays(Mapping[str, np.ndarray]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name  # Mapping's own would read the array to find out
+
     def __len__(self) -> int:
         return len(self._by_name)
 

@@ -16,7 +16,7 @@ from holdall.logs.segments import Tables
 from holdall.logs.structure import Parsed
 
 MOST_BYTES = 256 << 20  # of one block, unpacked
-OWN_TEXT = 8192  # bytes from which a dictionary has a text stream of its own
+OWN_TEXT = 4096  # bytes from which a dictionary has a text stream of its own
 PLAIN_BLOCK, STRUCTURED = 0, 1
 
 
@@ -90,7 +90,7 @@ def _read_tours(index: Index, raw: bytes, big: list[int], path: str) -> None:
     for k in range(len(index.lines)):
         if k:
             fresh = fresh.copy()
-            fresh[names] += [c.number(MOST_BYTES) for _ in names]
+            fresh[names] += np.array([c.number(MOST_BYTES) for _ in names], np.int64)
         if (fresh > counts).any():
             raise CorruptArtefact(path, "a segment has entries that its dictionary lacks")
         index.fresh.append(fresh)

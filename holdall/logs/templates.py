@@ -62,7 +62,7 @@ def header_length(lines: Lines, words: np.ndarray, share: float = 0.9) -> int:
         alive[alive] = still
         forms.append(int(common))
         length += 1
-    rows = first[alive]
+    rows = first[alive] if alive.any() else first[room > 0][:1]
     while length and (forms[length - 1] == 256 or _is_prose(lines, rows, forms, length)):
         length -= 1
     numbers = [i for i in range(length) if (lines.ids[rows + i] == tk.NUMBER).mean() > 0.5]

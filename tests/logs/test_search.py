@@ -1,0 +1,92 @@
+"""Search while packed: the same lines as a search of the text, and blocks that are not touched."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdall.errors import BadInput
+from holdall.logs import Logzip, Xz
+from tests.logs.test_logzip import server_log
+
+RAW = server_log(2500)
+LINES = RAW.removesuffix(b"\n").split(b"\n")
+PACKED = Logzip(block=100_000, segment=200).encode(RAW)
+
+
+def expected(pattern: bytes) -> list[tuple[int, bytes]]:
+    return [(i, line) for i, line in enumerate(LINES, 1) if pattern in line]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, len(RAW) - 1), st.integers(1, 40))
+def test_any_piece_of_the_text_is_found(start, size):
+    pattern = RAW[start : start + size].split(b"\n")[0]
+    assert list(Logzip().grep(PACKED, pattern)) == expected(pattern)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(alphabet="0123456789abcdefkl_.:- ", min_size=1, max_size=6))
+def test_short_terms(term):
+    assert list(Logzip().grep(PACKED, term)) == expected(term.encode())
+
+
+@pytest.mark.parametrize("pattern", [r"blk_-?\d+5 size", r"^0811.* WARN", r"PacketResponder [02] ", r"terminating$", "x|y"])
+def test_regular_expressions(pattern):
+    wanted = [(i, x) for i, x in enumerate(LINES, 1) if re.search(pattern.encode(), x)]
+    assert list(Logzip().grep(PACKED, pattern, regex=True)) == wanted
+
+
+def test_case_can_be_ignored():
+    wanted = [(i, x) for i, x in enumerate(LINES, 1) if b"slow FLUSH".lower() in x.lower()]
+    assert wanted and list(Logzip().grep(PACKED, "slow FLUSH", ignore_case=True)) == wanted
+
+
+@pytest.mark.parametrize("raw", [b"", b"\n\n", b"a\nb", b"a 12\n" * 300 + b"end", b"\x00bin\nary\n" * 9])
+@pytest.mark.parametrize("block", [32 << 20, 50])
+def test_odd_texts(raw, block):
+    packed = Logzip(block=block).encode(raw)
+    for term in (b"a", b"12", b"", b"end", b"bin", b"b\na"):
+        lines = raw.removesuffix(b"\n").split(b"\n") if raw else []
+        wanted = [(i, x) for i, x in enumerate(lines, 1) if term in x]
+        assert list(Logzip().grep(packed, term)) == wanted, term
+
+
+def test_every_codec_can_search():
+    packed = Xz().encode(RAW)
+    assert list(Xz().grep(packed, "Slow flush")) == expected(b"Slow flush")
+
+
+def test_only_the_segments_that_can_hold_the_term_are_unpacked(monkeypatch):
+    from holdall.logs import blocks
+
+    raw = server_log(20_000)
+    packed = Logzip(segment=600).encode(raw)
+    seen = []
+    real = blocks.decode_segment
+    monkeypatch.setattr(blocks, "decode_segment", lambda *a: seen.append(1) or real(*a))
+    assert list(Logzip().grep(packed, "blk_123456789123456789123")) == []
+    assert not seen
+    block = re.search(rb"blk_(-?\d{15,})", raw[len(raw) // 2 :])[1]
+    got = list(Logzip().grep(packed, block))
+    assert got == [(i, x) for i, x in enumerate(raw.splitlines(), 1) if block in x]
+    assert 1 <= len(seen) <= 5  # of 34
+
+
+def test_columns_of_a_block_without_the_term_are_not_read(tmp_path):
+    import random
+
+    rng = random.Random(3)
+    raw = b"".join(b"%d job %d of unit %016x\n" % (i, rng.randrange(9), rng.getrandbits(64)) for i in range(12_000))
+    with Logzip().encode(raw, to=str(tmp_path / "a.hold")) as packed:
+        assert "0c" in packed.arrays
+        whole = packed.nbytes - packed.arrays.section("0c").stop + packed.arrays.section("0c").start
+        before = packed.traffic
+        assert list(Logzip().grep(packed, "reactor")) == []
+        assert packed.traffic - before <= whole
+
+
+def test_a_bad_pattern_is_one_line():
+    with pytest.raises(BadInput):
+        list(Logzip().grep(PACKED, "(", regex=True))
