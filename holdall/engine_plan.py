@@ -162,6 +162,7 @@ class _Sliced:
 
 def libraries(path: str) -> None:
     """Import, and compile, what running that model will need, so that its memory can be told from theirs."""
+    hub.present(path)
     transformers = need("transformers", "weights")
     need("tokenizers", "weights")
     for name in ("LlamaForCausalLM", "PreTrainedModel", "DynamicCache"):

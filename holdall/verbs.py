@@ -23,6 +23,8 @@ def codec_for(url: str) -> Codec:
     if is_file(url) or not _known_without_a_file(url):
         with open_stream(url) as f:
             head = f.read(_HEAD)
+        if not head:
+            raise BadInput("file", f"{url}, which is empty", "something to pack")
     for room in rooms():
         for cls in methods(room).values():
             if issubclass(cls, Codec) and cls.sniff(url, head):
@@ -50,6 +52,10 @@ def pack(
     """
     if isinstance(source, str) and to is not None and same_file(source, to):
         raise BadInput("output", to, "another file than the input")
+    if (
+        to is not None and is_local(to) and not local_path(to).parent.is_dir()
+    ):  # before the work, not after it
+        raise BadInput("output", to, f"a folder that exists ({local_path(to).parent} does not)")
     if with_ is None:
         if not isinstance(source, str):
             raise BadInput("method", "none", "a method: only files are sniffed")

@@ -37,7 +37,6 @@ def main() -> None:
         sys.stdout.flush()
         code = result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
         code = 130
     except typer.Exit as left:
         code = left.exit_code
@@ -58,6 +57,8 @@ def main() -> None:
         if type(fault).__module__.split(".")[0] not in _REMOTE:
             raise
         _say(f"{type(fault).__name__}: {fault}")
+    if code == 130:
+        _say("interrupted")
     sys.exit(code)
 
 

@@ -82,6 +82,12 @@ def _assembled(name: str) -> str:
         raise NeedsModel(name, *_SHORT[name]) from missing
 
 
+def present(where: str) -> None:
+    """Raise if no model can be there, before anything heavy is imported."""
+    if where not in _SHORT and is_local(where) and not local_path(where).exists():
+        raise BadInput("model", where, f"a file or folder that exists, or one of {', '.join(_SHORT)}")
+
+
 def read_folder(url: str) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
     """State and files of a Hugging Face folder, one safetensors file or several with an index."""
     url = url.rstrip("/")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 from holdall.dropins import hub
 from holdall.dropins.tokenizer import Tokenizer, json_file
 from holdall.errors import BadInput, CorruptArtefact
-from holdall.files import is_local, local_path
 from holdall.optional import lazy
 from holdall.places import is_folder
 
@@ -46,6 +45,7 @@ class Model:
 
     @classmethod
     def _named(cls, where: str, name: str) -> Self:
+        hub.present(where)
         lower = where.lower().rstrip("/")
         if lower.endswith(".hold"):
             return cls._unpacked(where)
@@ -55,10 +55,6 @@ class Model:
             model = cls(*hub.read_safetensors(where), name=name)
         elif is_folder(where):
             model = cls(*hub.read_folder(where), name=name)
-        elif is_local(where) and not local_path(where).exists():
-            raise BadInput(
-                "model", where, f"a file or folder that exists, or one of {', '.join(hub.short_names())}"
-            )
         else:
             raise BadInput("model", where, "a .gguf, .safetensors or .hold file, or a Hugging Face folder")
         if "config.json" in model.files:
