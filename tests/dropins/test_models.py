@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: E402
 
-from holdall.dropins import gguf_tokenizer, hub  # noqa: E402
+from holdall.dropins import gguf_tokenizer, hub, safetensors  # noqa: E402
 from holdall.dropins.gguf import GGUF  # noqa: E402
 from holdall.errors import BadInput, CorruptArtefact, HoldallError, NeedsExtra  # noqa: E402
 from holdall.weights.model import Model  # noqa: E402
@@ -250,7 +250,7 @@ def test_shards_are_joined_and_their_index_cannot_leave_the_folder(tmp_path: Pat
     folder.mkdir()
     names = list(model.state)
     for i, part in enumerate((names[:5], names[5:])):
-        hub.write_safetensors({n: model.state[n] for n in part}, str(folder / f"part{i}.safetensors"))
+        safetensors.write({n: model.state[n] for n in part}, str(folder / f"part{i}.safetensors"))
     (folder / "config.json").write_bytes(model.files["config.json"])
     index = {n: f"part{int(i >= 5)}.safetensors" for i, n in enumerate(names)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
