@@ -51,6 +51,10 @@ def parse(text: np.ndarray, *, templates: bool, sample: float, theta: float, tar
         patterns, chosen, sampled = tp.extract_templates(
             lines.ids, firsts[picked], lasts[picked], counts, sample=sample, theta=theta, target=target, rounds=5
         )
+    bare = firsts[picked] == lasts[picked]
+    if templates and bare.any():  # lines that are all header
+        chosen[bare] = len(patterns)
+        patterns = [*patterns, np.empty(0, np.int32)]
     matched = float(counts[chosen >= 0].sum() / max(1, lines.n))
     patterns, chosen = _refine(lines, words, firsts[picked], lasts[picked], counts, patterns, chosen)
     parsed = _cut(lines, heads, head_of, patterns, chosen[inverse])

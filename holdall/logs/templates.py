@@ -150,7 +150,7 @@ def extract_templates(
     The lines come as distinct ones with `counts`: two lines that differ in numbers alone are the same here.
     """
     rng = np.random.default_rng(0)
-    chosen = np.full(firsts.size, -1, np.int64)
+    chosen = np.where(firsts == lasts, 0, -1)  # nothing is left to explain
     kept: list[np.ndarray] = []
     lines, sampled = int(counts.sum()), 0
     allowed = max(0.05 * lines, rounds * _FLOOR)
@@ -168,7 +168,8 @@ def extract_templates(
         if not fresh:
             break
         kept = _ordered([*kept, *fresh])
-        chosen = assign(ids, firsts, lasts, kept)
+        chosen = np.where(firsts == lasts, 0, assign(ids, firsts, lasts, kept))
+    chosen[firsts == lasts] = -1
     used = np.unique(chosen[chosen >= 0])
     names = np.full(len(kept) + 1, -1, np.int64)
     names[used] = np.arange(used.size)

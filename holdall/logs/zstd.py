@@ -50,14 +50,15 @@ class Zstd(LogCodec):
         return stream(self, as_source(x), coder.compress, coder.flush, budget, to)
 
     def decode(self, packed: Packed) -> bytes:
-        size = packed.meta.get("size")
+        size, raw = packed.meta.get("size"), bytearray()
+        if not isinstance(size, int):
+            raise CorruptArtefact("artefact", "it does not say how long it is")
         try:
-            coder = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-            with coder.stream_reader(section(packed, "0")) as f:
-                raw = bytes(f.read(size if isinstance(size, int) and size >= 0 else 0))
-                more = f.read(1)
+            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(section(packed, "0")) as f:
+                while len(raw) <= size and (piece := f.read(1 << 20)):  # never more than was packed, whatever it says
+                    raw += piece
         except zstandard.ZstdError as fault:
             raise CorruptArtefact("artefact", f"its zstd stream does not decode ({fault})") from fault
-        if len(raw) != size or more:
+        if len(raw) != size:
             raise CorruptArtefact("artefact", f"{len(raw)} bytes where {size} were packed")
-        return raw
+        return bytes(raw)
