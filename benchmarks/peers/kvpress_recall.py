@@ -2,7 +2,9 @@
 
 stdin: {"model": folder, "contexts": [{"context", "after", "probes": [{"question", "stem", "words", "right"}]}],
 "shares": {"10%": 0.1}, "windows": [32, 64]}. stdout, last line: {name: [figures of each context]}.
-All shares and windows are taken from one forward pass: the press below hands each layer's keys to every press.
+All shares and windows are taken from one forward pass: the press below hands each layer's keys to every press. The
+part of the text that all questions share is read once; its last tokens are read anew with each question, so that
+every press has the hidden states of its whole window.
 """
 
 import copy
@@ -12,7 +14,10 @@ import sys
 import torch
 from kvpress import SnapKVPress
 from kvpress.presses.base_press import BasePress
+from kvpress.utils import extract_keys_and_values
 from transformers import AutoModelForCausalLM, DynamicCache
+
+AGAIN = 100  # tokens
 
 
 class Every(BasePress):
@@ -21,6 +26,11 @@ class Every(BasePress):
     def __init__(self, presses):
         self.presses = presses
         self.caches = {name: DynamicCache() for name in presses}
+
+    def forward_hook(self, module, input, kwargs, output):
+        keys, values = extract_keys_and_values(kwargs["past_key_values"], module.layer_idx)
+        self.compress(module, kwargs["hidden_states"], keys, values, output[1], kwargs)
+        return output
 
     def compress(self, module, hidden_states, keys, values, attentions, kwargs):
         for name, press in self.presses.items():
@@ -37,9 +47,9 @@ def presses(task):
     }
 
 
-def squeeze(model, task, ids):
-    """Every press's cache after `ids`, and the whole one."""
-    press, whole = Every(presses(task)), DynamicCache()
+def squeeze(model, task, whole, ids):
+    """Every press's cache after `ids`, which follow what `whole` holds, and the whole one."""
+    press, whole = Every(presses(task)), copy.deepcopy(whole)
     with press(model):
         model(torch.tensor([ids]), past_key_values=whole, logits_to_keep=1)
     return {"kvpress full": whole, **press.caches}
@@ -59,8 +69,9 @@ def found(scores, probe):
 
 
 def figures(model, task, told):
-    context = told["context"]
-    late = squeeze(model, task, context)
+    context, base = told["context"], DynamicCache()
+    model(torch.tensor([context[:-AGAIN]]), past_key_values=base, logits_to_keep=1)
+    late = squeeze(model, task, base, context[-AGAIN:])
     rows = {
         name: {"bytes": sum(la.keys.nbytes + la.values.nbytes for la in c.layers), "entries": c.get_seq_length(),
                "recall": 0.0, "greedy": 0.0, "recall_late": 0.0, "greedy_late": 0.0}
@@ -68,7 +79,7 @@ def figures(model, task, told):
     }  # fmt: skip
     for probe in told["probes"]:
         prompt = context + probe["question"]
-        for name, cache in squeeze(model, task, prompt).items():
+        for name, cache in squeeze(model, task, base, prompt[-AGAIN - len(probe["question"]) :]).items():
             for k, v in found(logits(model, cache, probe["stem"], len(prompt))[-1], probe).items():
                 rows[name][k] += v / len(told["probes"])
         for name, cache in late.items():
