@@ -17,7 +17,7 @@ from holdall.logs.structure import Parsed, parse, without_parameters
 from holdall.logs.weaving import weave
 
 _OWN_STREAM = 256  # rows from which a group has a stream of its own
-_SEGMENT, _SMALL = 1024, 8 << 20  # lines of a segment; blocks of fewer bytes are one segment
+_SEGMENT, _SMALL = 512, 8 << 20  # lines of a segment; blocks of fewer bytes are one segment
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def encode_structured(raw: bytes, how: Recipe) -> tuple[bytes, bytes, dict[str, 
         values[g.rows] = g.values
     choose_layouts(groups, Segment(tables, parsed.events), values)
     words = [_entries(text, g.spans) for g in groups]
-    index = Index(len(raw), raw[-1:] != b"\n", xxhash.xxh3_64_digest(raw), tables, groups, np.empty(0, np.uint8),
-                  np.empty(0, np.uint8), [len(g.spans) for g in groups], [], [], [], [], [])  # fmt: skip
     big = [g for g, w in enumerate(words) if len(w) >= OWN_TEXT]
+    index = Index(len(raw), raw[-1:] != b"\n", xxhash.xxh3_64_digest(raw), tables, groups, np.empty(0, np.uint8),
+                  np.empty(0, np.uint8), [len(g.spans) for g in groups], [], [], [], [], [], big)  # fmt: skip
     data = _encode_segments(index, parsed, values, big, _segment_lines(how, len(raw), parsed.events.size))
     if how.lossy:
         index.literals = np.frombuffer(lines_of([x for row in parsed.literals for x in row]), np.uint8)
@@ -84,8 +84,8 @@ def _encode_segments(index: Index, parsed: Parsed, values: np.ndarray, big: list
         old = fresh.copy()
         out.append(encode_segment(segment, index.groups, values[low:high], fresh))
         here = [np.unique(values[low:high][segment.rows[g]]) for g in big]
-        index.seen.append([x[x < old[g]] for x, g in zip(here, big, strict=True)])
-        index.present.append(np.unique(events))
+        index.seen.append([np.diff(x[x < old[g]], prepend=-1) for x, g in zip(here, big, strict=True)])
+        index.present.append(np.diff(np.unique(events), prepend=-1))
         index.lines.append(events.size)
         index.sizes.append(len(out[-1]))
     return b"".join(out)

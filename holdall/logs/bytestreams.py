@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from holdall.errors import CorruptArtefact
+from holdall.logs import digits
 from holdall.optional import lazy
 
 brotli = lazy("brotli", extra="logs")
@@ -79,7 +80,7 @@ def _planes(raw: bytes) -> bytes | None:
 
 
 def _same_text(values: np.ndarray, raw: bytes) -> bool:
-    return b"\n".join(b"%d" % v for v in values.tolist()) + b"\n" == raw
+    return digits.write_lines(values).tobytes() == raw
 
 
 def _numbers(data: bytes, size: int) -> bytes:
@@ -94,7 +95,7 @@ def _numbers(data: bytes, size: int) -> bytes:
     wide[:, : data[1]] = np.frombuffer(planes, np.uint8).reshape(data[1], -1).T
     base = int.from_bytes(data[2:10], "little", signed=True)
     values = (wide.view("<u8")[:, 0] + np.uint64(base & 0xFFFFFFFFFFFFFFFF)).astype(np.int64)
-    return b"\n".join(b"%d" % v for v in values.tolist()) + b"\n"
+    return digits.write_lines(values).tobytes()
 
 
 def unpack(kernel: int, data: bytes, size: int, path: str) -> bytes:

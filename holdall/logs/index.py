@@ -10,6 +10,7 @@ from holdall.errors import CorruptArtefact
 from holdall.logs import bytestreams as bs
 from holdall.logs import mixing
 from holdall.logs.bytestreams import Cursor, varints
+from holdall.logs.digits import read_varints
 from holdall.logs.groups import BY_KEY, DELTA, DICT, FORM, SPARSE, Group
 from holdall.logs.numerals import Form
 from holdall.logs.segments import Tables
@@ -35,8 +36,9 @@ class Index:
     lines: list[int]  # by segment
     sizes: list[int]  # bytes by segment
     fresh: list[np.ndarray]  # by segment: [groups] the next new id at its beginning
-    present: list[np.ndarray]  # by segment: the events in it
-    seen: list[list[np.ndarray]]  # by segment, by large dictionary: the older entries in it
+    present: list[np.ndarray]  # by segment: the steps between the events in it, from -1
+    seen: list[list[np.ndarray]]  # by segment, by large dictionary: the steps between older entries in it
+    big: list[int]  # groups with large dictionaries
 
 
 def lines_of(texts: list[bytes]) -> bytes:
@@ -63,7 +65,7 @@ def write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
     packed = [bs.pack(x) for x in texts]
     head += [x for kernel, data in packed for x in (kernel, len(data))]
     if len(index.lines) > 1:
-        packed.append(bs.pack(tours := _write_tours(index)))
+        packed.append(bs.pack(tours := _write_tours(index), (bs.ZSTD, bs.LZMA)))
         head += [len(tours), packed[-1][0], len(packed[-1][1])]
     plain = varints(head)
     kernel, data = bs.pack(plain)
@@ -78,25 +80,33 @@ def _write_tours(index: Index) -> bytes:
     for k in range(len(index.lines)):
         if k:
             out += (index.fresh[k] - index.fresh[k - 1])[names].tolist()
-        for ids in (index.present[k], *index.seen[k]):
-            out += [ids.size, *np.diff(ids, prepend=-1).tolist()]
+        for steps in (index.present[k], *index.seen[k]):
+            out += [steps.size, *steps.tolist()]
     return varints(out)
 
 
 def _read_tours(index: Index, raw: bytes, big: list[int], path: str) -> None:
-    c = Cursor(raw, path)
     names = np.array([g for g, x in enumerate(index.groups) if x.kind == DICT], np.int64)
-    fresh, counts = np.zeros(len(index.groups), np.int64), np.array(index.counts)
+    numbers, good = read_varints(np.frombuffer(bytearray(raw), np.uint8))
+    fresh, counts, at = np.zeros(len(index.groups), np.int64), np.array(index.counts), 0
+
+    def take(n: int) -> np.ndarray:
+        nonlocal at
+        if not 0 <= n <= numbers.size - at:
+            raise CorruptArtefact(path, "a list is cut short")
+        at += n
+        return numbers[at - n : at]
+
     for k in range(len(index.lines)):
         if k:
             fresh = fresh.copy()
-            fresh[names] += np.array([c.number(MOST_BYTES) for _ in names], np.int64)
-        if (fresh > counts).any():
+            fresh[names] += take(names.size)
+        if not good or (fresh > counts).any():
             raise CorruptArtefact(path, "a segment has entries that its dictionary lacks")
         index.fresh.append(fresh)
-        events, *seen = ([c.number(MOST_BYTES) for _ in range(c.number(len(raw)))] for _ in range(1 + len(big)))
-        index.present.append(np.cumsum(np.array(events, np.int64)) - 1)
-        index.seen.append([np.cumsum(np.array(x, np.int64)) - 1 for x in seen])
+        events, *seen = [take(int(take(1)[0])) for _ in range(1 + len(big))]
+        index.present.append(events)
+        index.seen.append(seen)
 
 
 def _zigzag(n: int) -> int:
@@ -135,7 +145,7 @@ def read_index(raw: bytes, path: str) -> Index:
     tables = Tables.of(heads, rows, home, alone)
     every = np.concatenate([*words, np.empty(0, np.uint8)])
     index = Index(size, bool(open_end), digest, tables, [g for g, _, _ in made], literals, every, counts, lines, sizes,
-                  [], [], [])  # fmt: skip
+                  [], [], [], big)  # fmt: skip
     if segments > 1:
         length, kernel, packed = c.number(64 * size), c.number(255), c.number(len(raw))
         _read_tours(index, bs.unpack(kernel, outer.take(packed), length, path), big, path)

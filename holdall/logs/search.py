@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from holdall.errors import CorruptArtefact
 from holdall.logs.base import needle, section
 from holdall.logs.blocks import decode_segments, decode_structured
 from holdall.logs.bytestreams import Cursor
-from holdall.logs.groups import DICT, INT
+from holdall.logs.groups import DICT, INT, Group
 from holdall.logs.index import PLAIN_BLOCK, Index, read_index
 from holdall.logs.plain import decode_plain
 from holdall.packed import Packed
@@ -112,37 +111,39 @@ def _holding(index: Index, word: bytes, literals: bytes, words: bytes) -> set[in
         return everywhere
     entries, groups = _entries(words, index.words, word), np.cumsum(index.counts)
     owners = np.searchsorted(groups, entries, side="right")
-    big = [g for g, n in enumerate(_text_sizes(index)) if n]
+    big = index.big
     found: set[int] = set()
     for g in np.unique(owners).tolist():
         if len(index.lines) == 1 or g not in big:
             return everywhere
         ids = entries[owners == g] - (groups[g] - index.counts[g])
-        for j in everywhere:
-            after = index.fresh[j + 1][g] if j + 1 < len(index.lines) else index.counts[g]
-            new = (ids >= index.fresh[j][g]) & (ids < after)
-            if new.any() or np.isin(ids, index.seen[j][big.index(g)]).any():
-                found.add(j)
+        starts = np.array([f[g] for f in index.fresh])
+        found |= set((np.searchsorted(starts, ids, side="right") - 1).tolist())  # where they came first
+        found |= _told([x[big.index(g)] for x in index.seen], ids)
     events = np.unique(np.searchsorted(np.cumsum(index.tables.widths + 1), _entries(literals, index.literals, word),
                                        side="right"))  # fmt: skip
-    for j in everywhere - found if events.size else ():
-        if len(index.lines) == 1 or np.isin(events, index.present[j]).any():
-            found.add(j)
+    if events.size:
+        found |= everywhere if len(index.lines) == 1 else _told(index.present, events)
     return found
 
 
-def _may_spell(group: object, word: bytes) -> bool:
-    """Whether a number of this group could be written with `word` in it."""
-    from holdall.logs.groups import Group
+def _told(steps: list[np.ndarray], ids: np.ndarray) -> set[int]:
+    """Segments whose list (told as steps) has one of `ids`."""
+    listed = np.concatenate([np.cumsum(s) - 1 for s in steps])
+    owner = np.repeat(np.arange(len(steps)), [s.size for s in steps])
+    return set(owner[np.isin(listed, ids)].tolist())
 
-    assert isinstance(group, Group)
-    if not word.isdigit():
-        return False
+
+def _may_spell(group: Group, word: bytes) -> bool:
+    """Whether a number of this group could be written with `word` in it."""
     if group.kind == INT:
-        return len(word) <= len(str(max(abs(group.base), abs(group.top))))
+        return word.isdigit() and len(word) <= len(str(max(abs(group.base), abs(group.top))))
     assert group.form is not None
-    runs = re.findall(rb"0+", group.form.mask)
-    return any(len(word) <= len(r) for r in runs)
+    mask = group.form.mask.lower()  # a form may have letters too: d0 for d1, d2, ...
+    for at in range(len(mask) - len(word) + 1):
+        if all(48 <= w <= 57 if m == 48 else m == w for m, w in zip(mask[at:], word.lower(), strict=False)):
+            return True
+    return False
 
 
 def _entries(text: bytes, raw: np.ndarray, word: bytes) -> np.ndarray:
@@ -155,18 +156,3 @@ def _entries(text: bytes, raw: np.ndarray, word: bytes) -> np.ndarray:
         return np.empty(0, np.int64)
     ends = np.flatnonzero(raw == 10)
     return np.unique(np.searchsorted(ends, np.array(hits)))
-
-
-def _text_sizes(index: Index) -> list[bool]:
-    """By group: whether its dictionary is a large one, whose entries are told segment by segment."""
-    from holdall.logs.index import OWN_TEXT
-
-    ends = np.concatenate([[0], np.flatnonzero(index.words == 10) + 1])
-    cuts = np.concatenate([[0], np.cumsum(index.counts)])
-    sizes = ends[cuts[1:]] - ends[cuts[:-1]]
-    if sizes.size != len(index.groups):
-        raise CorruptArtefact("artefact", "its dictionaries contradict each other")
-    return [bool(n >= OWN_TEXT) for n in sizes]
-
-
-
