@@ -47,7 +47,7 @@ class BitStack(WeightCodec):
     Knobs:
         levels most blocks a matrix (paper 16); rank k of a block (None: up to `overhead`, and the paper's 16
         without a budget); embeddings "fp16" (paper), "stack", or "auto"; lead, fold, sort, scaling, stretch,
-        feedback, refit, damp, windows x window tokens (paper 256 x 2048), slope_windows, seed: see `--help`.
+        aim, feedback, refit, damp, windows x window tokens (paper 256 x 2048), slope_windows, seed: see `--help`.
     Differs from the paper:
         1 / scale goes into B (`fold="factor"`), which needs no operator before, works under grouped-query attention
         and costs nothing; "previous" is the paper's way. The rounded A, B are subtracted, not the exact ones.
@@ -67,6 +67,7 @@ class BitStack(WeightCodec):
         >>> back = BitStack().decode(packed).state["w"]
         >>> float((back - w).norm() / w.norm()) < 0.3
         True
+
     Paper: Wang et al., BitStack: Any-Size Compression of Large Language Models in Variable Memory Environments.
     Test: tests/weights/test_bitstack.py
     """

@@ -78,6 +78,7 @@ def choose_signs(
         assert levels == 1
         return (residual < 0)[None]
     from holdall.weights.kernels import feedback_panel
+    from holdall.weights.rows import by_rows
 
     out = np.zeros((levels, m, n), np.bool_)
     work, upper = residual.clone(), inputs.upper
@@ -90,7 +91,7 @@ def choose_signs(
         panel, size, factor = (
             t.contiguous().numpy() for t in (work[:, here], sizes[..., here], upper[here, here])
         )
-        feedback_panel(panel, size, factor, feedback, negative, errors.numpy())
+        by_rows(feedback_panel, m, negative.size, panel, size, factor, feedback, negative, errors.numpy())
         out[..., here] = negative
         work[:, here.stop :] -= errors @ upper[here, here.stop :]
     return torch.from_numpy(out)

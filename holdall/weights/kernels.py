@@ -7,7 +7,7 @@ columns a byte, lowest bit first), A is [L, m, k], B is [L, k, n]. Compiled once
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from holdall.weights.lanes import add_signed, sums_1, sums_2, sums_4
 
@@ -33,18 +33,18 @@ def naive_rebuild(signs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray
     return ((1.0 - 2.0 * bits) * (a.astype(np.float64) @ b.astype(np.float64))).sum(0).astype(_F32)
 
 
-@njit(parallel=True, cache=True, fastmath=True)
-def rebuild(signs: np.ndarray, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """`naive_rebuild` into `out` [m, n], a row at a time; signs are words [L, m, G], b is [L, k, 16 G]."""
-    levels, m, groups = signs.shape
+@njit(nogil=True, cache=True, fastmath=True)
+def rebuild(signs: np.ndarray, a: np.ndarray, b: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+    """Rows [first, last) of `naive_rebuild` into `out` [m, n]; signs are words [L, m, G], b is [L, k, 16 G]."""
+    levels, _, groups = signs.shape
     k, n = b.shape[1], out.shape[1]
-    for i in prange(m):
+    for i in range(first, last):
         sizes = np.zeros(16 * groups, np.float32)
         total = np.zeros(16 * groups, np.float32)
         for level in range(levels):
-            first = a[level, i, 0]
+            lead = a[level, i, 0]
             for j in range(16 * groups):
-                sizes[j] = first * b[level, 0, j]
+                sizes[j] = lead * b[level, 0, j]
             for r in range(1, k):
                 factor = a[level, i, r]
                 for j in range(16 * groups):
@@ -59,13 +59,15 @@ def naive_product(signs: np.ndarray, a: np.ndarray, b: np.ndarray, x: np.ndarray
     return naive_rebuild(signs, a, b).astype(np.float64) @ x.astype(np.float64)
 
 
-@njit(parallel=True, cache=True, fastmath=True)
-def product(signs: np.ndarray, a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """`naive_product` into y [m] from the packed words [L, m, G] themselves: nothing of W is ever written.
+@njit(nogil=True, cache=True, fastmath=True)
+def product(
+    signs: np.ndarray, a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, first: int, last: int
+) -> None:
+    """Rows [first, last) of `naive_product` into y [m] from the packed words [L, m, G]: W is never written.
 
     With z_r = B[r] * x, sum_j S_ij z_rj = sum_j z_rj - 2 * (the sum of z_rj over the negative signs of row i).
     """
-    levels, m, groups = signs.shape
+    levels, _, groups = signs.shape
     k, n = b.shape[1], x.shape[0]
     z = np.zeros((levels, k, 16 * groups), np.float32)
     whole = np.zeros((levels, k), np.float32)
@@ -74,7 +76,7 @@ def product(signs: np.ndarray, a: np.ndarray, b: np.ndarray, x: np.ndarray, y: n
             for j in range(n):
                 z[level, r, j] = b[level, r, j] * x[j]
                 whole[level, r] += z[level, r, j]
-    for i in prange(m):
+    for i in range(first, last):
         negative = np.zeros(4, np.float32)
         total = np.float32(0)
         for level in range(levels):
@@ -114,7 +116,7 @@ def naive_feedback_signs(
     return negative
 
 
-@njit(parallel=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True)
 def feedback_panel(
     work: np.ndarray,
     sizes: np.ndarray,
@@ -122,10 +124,12 @@ def feedback_panel(
     strength: float,
     out: np.ndarray,
     errors: np.ndarray,
+    first: int,
+    last: int,
 ) -> None:
     """`naive_feedback_signs` on a panel of columns [m, c]; `errors` [m, c] is for the columns behind the panel."""
-    m, n = work.shape
-    for i in prange(m):
+    n = work.shape[1]
+    for i in range(first, last):
         row = work[i].copy()
         for j in range(n):
             left = row[j]

@@ -108,7 +108,7 @@ def _piece(tensors: list[Any], tensor: int, start: int, stop: int, rank: int, ta
     if (
         not dtype.startswith(("float", "bfloat"))
         or len(shape) != 2
-        or rank < 1
+        or not 1 <= rank <= min(shape)
         or not 0 <= start < stop <= shape[0]
     ):
         raise ValueError(f"piece {start}:{stop} of a {shape} matrix, rank {rank}")

@@ -34,6 +34,7 @@ class Nothing(WeightCodec):
         >>> packed = Nothing().encode(Model({"w": torch.ones(2, 3)}))
         >>> Nothing().decode(packed).state["w"].shape
         torch.Size([2, 3])
+
     Paper: none.
     Test: tests/weights/test_floors.py
     """

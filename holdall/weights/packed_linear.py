@@ -12,7 +12,7 @@ from holdall.weights.model import Model, fill, tied
 from holdall.weights.parts import Part, Scratch
 
 _FEW = 4  # up to so many tokens are multiplied from the signs; for more, W is rebuilt once
-_CHUNK = 2048  # rows rebuilt at a time: the scratch stays small beside the packed weights
+_CHUNK = 1024  # rows rebuilt at a time: the scratch stays small beside the packed weights
 
 
 class PackedLinear(torch.nn.Module):

@@ -21,15 +21,21 @@ class Part:
         self.a = np.zeros((0, piece.rows, piece.rank), np.float16)
         self.b = np.zeros((0, piece.rank, 16 * groups), np.float16)
 
-    def push(self, block: Block) -> None:
-        from holdall.weights.kernels import to_words, widen
+    def resize(self, levels: int) -> None:
+        """Room for `levels` blocks, in one piece of memory each; what is there stays, and what is freed is freed."""
+        keep = min(levels, len(self.words))
+        for field in ("words", "a", "b"):
+            old = getattr(self, field)
+            new = np.zeros((levels, *old.shape[1:]), old.dtype)
+            new[:keep] = old[:keep]
+            setattr(self, field, new)
 
-        self.words = np.concatenate([self.words, to_words(block.signs)[None]])
-        self.a = np.concatenate([self.a, block.a[None]])
-        self.b = np.concatenate([self.b, widen(block.b)[None].astype(np.float16)])
+    def put(self, level: int, block: Block) -> None:
+        from holdall.weights.kernels import to_words
 
-    def pop(self) -> None:
-        self.words, self.a, self.b = self.words[:-1].copy(), self.a[:-1].copy(), self.b[:-1].copy()
+        self.words[level] = to_words(block.signs)
+        self.a[level] = block.a
+        self.b[level, :, : self.piece.columns] = block.b
 
     @property
     def levels(self) -> int:
@@ -42,15 +48,20 @@ class Part:
     def dense(self, out: np.ndarray, rows: slice | np.ndarray = slice(None)) -> None:
         """Some rows of W_hat into `out` [rows, n] float32."""
         from holdall.weights.kernels import rebuild
+        from holdall.weights.rows import by_rows
 
         words, a = np.ascontiguousarray(self.words[:, rows]), np.ascontiguousarray(self.a[:, rows])
-        rebuild(words, a.astype(np.float32), self.b.astype(np.float32), out)
+        by_rows(
+            rebuild, len(out), words.size * 16, words, a.astype(np.float32), self.b.astype(np.float32), out
+        )
 
     def product(self, x: np.ndarray, y: np.ndarray) -> None:
         """y [m] = W_hat x [n]."""
         from holdall.weights.kernels import product
+        from holdall.weights.rows import by_rows
 
-        product(self.words, self.a.astype(np.float32), self.b.astype(np.float32), x, y)
+        a, b = self.a.astype(np.float32), self.b.astype(np.float32)
+        by_rows(product, len(y), self.words.size * 16, self.words, a, b, x, y)
 
 
 class Scratch:

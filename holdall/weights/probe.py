@@ -11,18 +11,15 @@ from typing import Any
 def run(asked: dict[str, Any]) -> dict[str, float]:
     """Opens, answers greedily, and says how fast and in how much memory."""
     import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401 (packages are the interpreter's share)
 
-    import holdall.weights.packed_linear  # noqa: F401
     from holdall.meter import Meter
     from holdall.packed import Packed
     from holdall.verbs import method_of
+    from holdall.weights import quality
 
     if asked.get("threads"):
-        import numba
-
         torch.set_num_threads(asked["threads"])
-        numba.set_num_threads(asked["threads"])
+    quality.warm()
     with Meter() as meter, Packed.open(asked["path"]) as packed:
         method: Any = method_of(packed)
         module = method.open(packed, asked.get("memory"))

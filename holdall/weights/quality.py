@@ -37,8 +37,8 @@ def specimens() -> dict[str, Model]:
         return torch.randn(*shape, generator=draw) * 0.05
 
     return {
-        "one": Model({"w": normal(1, 1)}),
         "three": Model({"w": normal(3, 3), "b": normal(3)}),
+        "one": Model({"w": normal(1, 1)}),
         "odd63": Model({"w": normal(63, 63), "v": normal(63, 1), "row": normal(1, 63)}),
         "constant": Model({"w": torch.full((40, 24), 0.25), "zero": torch.zeros(33, 70)}),
         "empty": Model({"w": torch.zeros(0, 5), "v": torch.zeros(0)}),
@@ -157,6 +157,27 @@ def measure(
             row |= embedding_quality(reference, decoded.build(), spread(ids, 128, 64))
     told = provenance(method=method.to_dict(), budget=str(budget), model=x.name, on=on or "held-out default")
     return Report({x.name: first, method.full_name(): row}, baseline=x.name, units=UNITS, provenance=told)
+
+
+def warm() -> None:
+    """Load what belongs to Python and its packages: torch, transformers' model classes, numba and the kernels."""
+    from holdall.weights.bitstack import BitStack
+
+    tiny = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 64,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 256,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    model = Model({}, {"config.json": json.dumps(tiny).encode()})
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in model.skeleton().named_parameters():
+        if not name.startswith("lm_head"):
+            model.state[name] = torch.randn(parameter.shape, generator=draw)
+    method = BitStack()
+    module = method.open(method.encode(model, "30%"))
+    with torch.inference_mode():
+        out = module(input_ids=torch.arange(8)[None], use_cache=True)
+        module(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=out.past_key_values)
 
 
 def probe(

@@ -45,6 +45,7 @@ class Random(WeightCodec):
         >>> packed = Random().encode(Model({"w": torch.ones(50, 40)}), "30%")
         >>> bool(Random().decode(packed).state["w"].sum() < 2000)
         True
+
     Paper: none.
     Test: tests/weights/test_floors.py
     """

@@ -46,6 +46,7 @@ class RoundToNearest(WeightCodec):
         >>> back = RoundToNearest(bits=8).decode(RoundToNearest(bits=8).encode(Model({"w": w}))).state["w"]
         >>> float((back - w).abs().max()) < 0.001
         True
+
     Paper: none.
     Test: tests/weights/test_floors.py
     """
@@ -140,4 +141,5 @@ def _restored(
     codes = np.packbits(planes, axis=1, bitorder="little").reshape(m, n).astype(np.float32)
     wide = np.diff(np.append(np.arange(0, n, group), n))
     scale, least = (np.repeat(scales[..., i].astype(np.float32), wide, axis=1) for i in (0, 1))
-    return codes * scale + least
+    with np.errstate(invalid="ignore", over="ignore"):  # a forged scale decodes to what it says
+        return codes * scale + least

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="weights")
 
-_GULP = 8 << 20  # bytes of blocks in the air at once while a stack is read
+_GULP = 1 << 20  # bytes of blocks in the air at once while a stack is read
 
 
 def groups(pieces: Sequence[Piece], depths: Sequence[int], lead: int) -> list[list[tuple[int, int]]]:
@@ -88,6 +88,8 @@ class Stack:
         self.original, self.elements = original, elements
         sizes = [layout.pieces[i].block_bytes for i in layout.stack]
         self._ends = packed.nbytes - sum(sizes) + np.cumsum([0, *sizes])  # file bytes up to each block
+        if self._ends[0] <= 0:
+            raise CorruptArtefact("the BitStack header", "it promises more blocks than the file can hold")
         self.parts = [Part(piece) for piece in layout.pieces]
         self.count = 0
         self.dirty: set[int] = set()  # pieces that changed since `fill`
@@ -112,23 +114,36 @@ class Stack:
     def change(self, budget: Spend) -> int:
         """Load or free exactly the blocks between what is loaded and what fits; returns the bytes read."""
         target, read = self.count_for(budget), 0
-        while self.count > target:
-            self.count -= 1
-            self._touch(self.count).pop()
-        while self.count < target:
-            names = [str(self.count)]
-            first = self._ends[self.count]
-            while (
-                self.count + len(names) < target and self._ends[self.count + len(names) + 1] - first <= _GULP
-            ):
-                names.append(str(self.count + len(names)))
-            arrays = self._read(names)
-            for name in names:
-                read += arrays[name].nbytes
-                block = self.layout.block(arrays, self.count)
-                self._touch(self.count).push(block)
-                self.count += 1
+        held = np.bincount(np.array(self.layout.stack[:target], int), minlength=len(self.parts))
+        for i, part in enumerate(self.parts):
+            if part.levels != held[i]:
+                self.dirty.add(i)
+        filled = [min(part.levels, int(n)) for part, n in zip(self.parts, held, strict=True)]
+        first, self.count = self.count, min(self.count, target)
+        try:
+            for i in self.dirty:
+                self.parts[i].resize(int(held[i]))
+            while self.count < target:
+                read += self._load_some(target, filled)
+        except BaseException:  # a block that cannot be read: what is there is served on
+            for part, levels in zip(self.parts, filled, strict=True):
+                part.resize(levels)
+            raise
+        assert first <= target or read == 0
         return read
+
+    def _load_some(self, target: int, filled: list[int]) -> int:
+        """The next blocks, about `_GULP` bytes of them; returns the bytes read."""
+        last = self.count + 1
+        while last < target and self._ends[last + 1] - self._ends[self.count] <= _GULP:
+            last += 1
+        arrays = self._read([str(at) for at in range(self.count, last)])
+        for at in range(self.count, last):
+            piece = self.layout.stack[at]
+            self.parts[piece].put(filled[piece], self.layout.block(arrays, at))
+            filled[piece] += 1
+        self.count = last
+        return sum(array.nbytes for array in arrays.values())
 
     def _read(self, names: list[str]) -> dict[str, np.ndarray]:
         arrays = self.packed.arrays
@@ -136,11 +151,6 @@ class Stack:
             return arrays.read(names) if isinstance(arrays, LazyArrays) else {n: arrays[n] for n in names}
         except KeyError as missing:
             raise CorruptArtefact("the BitStack file", f"block {missing} is not there") from missing
-
-    def _touch(self, at: int) -> Part:
-        piece = self.layout.stack[at]
-        self.dirty.add(piece)
-        return self.parts[piece]
 
     def fill(self, state: dict[str, torch.Tensor]) -> None:
         """Write the weights of every piece that changed into `state`'s tensors, in place."""

@@ -6,6 +6,7 @@ import torch
 
 from holdall.weights import kernels
 from holdall.weights.fitting import Inputs, choose_signs
+from holdall.weights.rows import by_rows
 
 SIZES = [(1, 1, 1, 1), (3, 3, 1, 2), (5, 63, 3, 2), (64, 65, 6, 1), (17, 130, 7, 4), (2, 16, 16, 3)]
 
@@ -25,8 +26,8 @@ def test_rebuild_and_product_are_their_naive_forms(m, n, k, levels):
     signs, a, b, x = _blocks(m, n, k, levels)
     words, wide = kernels.to_words(signs), kernels.widen(b)
     out, y = np.full((m, n), np.nan, np.float32), np.full(m, np.nan, np.float32)
-    kernels.rebuild(words, a, wide, out)
-    kernels.product(words, a, wide, x, y)
+    kernels.rebuild(words, a, wide, out, 0, m)
+    kernels.product(words, a, wide, x, y, 0, m)
     truth = kernels.naive_rebuild(signs, a, b)
     np.testing.assert_allclose(out, truth, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
@@ -41,7 +42,7 @@ def test_stray_bits_behind_the_last_column_change_nothing():
     results = []
     for s in (signs, clean):
         y = np.zeros(4, np.float32)
-        kernels.product(kernels.to_words(s), a, kernels.widen(b), x, y)
+        kernels.product(kernels.to_words(s), a, kernels.widen(b), x, y, 0, 4)
         results.append(y)
     np.testing.assert_array_equal(*results)
 
@@ -57,3 +58,15 @@ def test_feedback_in_panels_is_feedback_column_by_column(m, n, levels, strength)
     slow = kernels.naive_feedback_signs(work.numpy(), sizes.numpy(), inputs.upper.numpy(), strength)
     assert (fast != slow).mean() <= 0.02  # a sum near zero may round to the other side, once in a while
     assert fast.any() or m * n < 4
+
+
+def test_rows_on_several_threads_are_the_rows_of_one(monkeypatch):
+    signs, a, b, x = _blocks(37, 48, 3, 2)
+    args = (kernels.to_words(signs), a, kernels.widen(b), x)
+    results = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        y = np.full(37, np.nan, np.float32)
+        by_rows(kernels.product, 37, 10**9, *args, y)
+        results.append(y)
+    np.testing.assert_array_equal(*results)
