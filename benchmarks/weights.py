@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from weights_judge import RESULTS, TEXTS, Judge, llama, packed, picture, regauge, served, text
 
-from holdall.packed import Packed
 from holdall.report import provenance
 from holdall.weights import BitStack, Model, Random, RoundToNearest
 from holdall.weights.iavd import factors
@@ -32,99 +31,14 @@ from holdall.weights.perplexity import embedding_quality, spread
 from holdall.weights.quality import probe
 from holdall.weights.texts import calibration_text, held_out_text
 
-HERE = Path(__file__).parent
-TEXTS = HERE.parent.parent / "shared" / "data" / "text"
-RESULTS = HERE / "results" / "weights.json"
 TOP = "72MB"
 SIZES = [f"{mb}MB" for mb in (36, 38, 40, 42, 44, 45, 46, 48, 50, 52, 54, 56, 58, 60, 62, 64, 66, 68, 70, 72)]
+EVERY_LAYER = (
+    5  # the sorts are compared on every fifth layer: the paper's sort alone measures 210 times a level
+)
 SMALL = BitStack(
     windows=4, slope_windows=2
 )  # the ablations' common setting: cheap, and equal for all of them
-
-
-def text(name: str, instead: str) -> str:
-    path = TEXTS / name
-    return path.read_text() if path.exists() else instead
-
-
-class Judge:
-    """Perplexity and top-1 agreement on the protocol's windows; the float model is asked once."""
-
-    def __init__(self, model: Model, windows: int, length: int):
-        ids = model.tokenizer().encode(text("wikitext2-test-raw.txt", held_out_text()))
-        self.tokens = spread(ids, 16, 1024, every=max(1, 16 // windows))[:windows, :length]
-        self.float, self.top = self._ask(model.build())
-
-    def _ask(self, module: Any) -> tuple[float, torch.Tensor]:
-        found, tops = [], []
-        with torch.inference_mode():
-            for ids in self.tokens:
-                logits = module(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-                found.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))
-                tops.append(logits.argmax(-1))
-        return float(torch.cat(found).mean().exp()), torch.cat(tops)
-
-    def __call__(self, module: Any, size: int, elements: int) -> dict[str, float]:
-        perplexity, top = self._ask(module)
-        return {
-            "bytes": size, "bits_per_weight": 8 * size / elements, "perplexity": perplexity,
-            "perplexity_ratio": perplexity / self.float, "top1": float((top == self.top).float().mean()),
-        }  # fmt: skip
-
-
-def regauge(model: Model, seed: int = 0) -> Model:
-    """The same function with channels rescaled by exp(0.1 N(0, 1)): norms and their readers, v and o, up and down."""
-    draw = torch.Generator().manual_seed(seed)
-    state = dict(model.state)
-    heads, kv = model.config["num_attention_heads"], model.config["num_key_value_heads"]
-
-    def factor(n: int) -> torch.Tensor:
-        return torch.exp(0.1 * torch.randn(n, generator=draw))
-
-    for i in range(model.config["num_hidden_layers"]):
-        at = f"model.layers.{i}."
-        for norm, readers in (
-            ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-            ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-        ):
-            f = factor(len(state[f"{at}{norm}.weight"]))
-            state[f"{at}{norm}.weight"] = state[f"{at}{norm}.weight"] * f
-            for reader in readers:
-                state[f"{at}{reader}.weight"] = state[f"{at}{reader}.weight"] / f
-        v, o = f"{at}self_attn.v_proj.weight", f"{at}self_attn.o_proj.weight"
-        f = factor(len(state[v]))
-        wide = f.reshape(kv, -1).repeat_interleave(heads // kv, 0).reshape(-1)
-        state[v], state[o] = state[v] * f[:, None], state[o] / wide
-        up, down = f"{at}mlp.up_proj.weight", f"{at}mlp.down_proj.weight"
-        f = factor(len(state[up]))
-        state[up], state[down] = state[up] * f[:, None], state[down] / f
-    return Model(state, model.files, "smollm2-regauged", model.calibration)
-
-
-def packed(method: Any, model: Model, budget: str | None, cache: Path) -> Packed:
-    """Encoded, or found in the cache under the same recipe."""
-    usual = type(method)().to_dict()
-    knobs = "".join(f"-{k}{v}" for k, v in method.to_dict().items() if v != usual[k])
-    path = cache / f"{model.name}-{method.name}{knobs}-{budget}.hold"
-    if not path.exists():
-        started, cpu = time.time(), time.process_time()
-        method.encode(model, budget, to=str(path)).close()
-        wall, cpu = time.time() - started, time.process_time() - cpu
-        print(f"  packed {path.name}: {wall:.0f} s, {cpu:.0f} s of CPU", flush=True)
-    return Packed.open(str(path))
-
-
-def served(file: Packed, model: Model, sizes: list[str]) -> Iterator[tuple[str, Any, Any, int]]:
-    """One artefact at many sizes: (size, module, stack, bytes read for this change)."""
-    shell, stack = BitStack()._open(file)
-    stack.change(sizes[0])
-    state = {n: torch.zeros_like(t) for n, t in model.state.items()} | shell.state
-    stack.fill(state)
-    module = Model(state, model.files).build()
-    for size in sizes:
-        read = stack.change(size)
-        stack.fill(state)
-        yield size, module, stack, read
 
 
 def frontier(model: Model, judge: Judge, cache: Path) -> dict[str, Any]:
@@ -180,14 +94,17 @@ def plain(model: Model, judge: Judge, budget: str) -> dict[str, float]:
 
 
 def sort(model: Model, judge: Judge, cache: Path) -> dict[str, Any]:
-    """Three orders within the level from two blocks to three, at a quarter, half and three quarters of it."""
+    """Three orders within the level from two blocks to three, on every fifth layer; the others keep float weights."""
     rows: dict[str, Any] = {}
     with packed(BitStack(), model, TOP, cache) as file:
         _, _, stack, _ = next(served(file, model, [TOP]))
     base = 2
-    linears = [i for i, part in enumerate(stack.parts) if not part.piece.table]
+    names = [stack.layout.tensors[part.piece.tensor][0] for part in stack.parts]
+    linears = [
+        i for i, name in enumerate(names) if "layers." in name and int(name.split(".")[2]) % EVERY_LAYER == 0
+    ]
     order = stack.layout.stack
-    gain = [i for at, i in enumerate(order) if not stack.parts[i].piece.table and order[:at].count(i) == base]
+    gain = [i for at, i in enumerate(order) if i in linears and order[:at].count(i) == base]
     state = {n: t.clone() for n, t in model.state.items()}
     module = Model(state, model.files).build()
 
@@ -203,7 +120,7 @@ def sort(model: Model, judge: Judge, cache: Path) -> dict[str, Any]:
     from holdall.weights.perplexity import mean_loss
     from holdall.weights.scaling import windows
 
-    tokens = windows(model, 4, 256, skip=256)
+    tokens = windows(model, 2, 256, skip=256)
     tried = {}
     started = time.process_time()
     for i in linears:
@@ -271,37 +188,13 @@ def speed(model: Model, _judge: Judge, cache: Path) -> dict[str, Any]:
     return rows
 
 
-def llama(python: str | None, judge: Judge) -> dict[str, Any]:
-    if python is None:
-        print("llama.cpp: skipped (name an interpreter with --llama-python)", flush=True)
-        return {}
-    script = HERE / "peers" / "llama_perplexity.py"
-    asked = json.dumps({"tokens": judge.tokens.tolist(), "float": judge.float})
-    done = subprocess.run([python, str(script)], input=asked, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"llama.cpp: skipped ({done.stderr.strip()[-200:]})", flush=True)
-        return {}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def picture(found: dict[str, Any]) -> None:
-    from holdall.picture import curves
-
-    lines: dict[str, Any] = {}
-    for part in ("frontier", "regauged", "llama.cpp"):
-        for name, row in found.get(part, {}).get("rows", {}).items():
-            kind = (
-                "llama.cpp"
-                if part == "llama.cpp"
-                else f"{name.split()[0]}, {part.replace('frontier', 'shipped')}"
-            )
-            if row.get("perplexity_ratio", 99) < 30 and "float" not in name:
-                lines.setdefault(kind, []).append((row["bytes"], row["perplexity_ratio"]))
-    if lines:
-        where = str(RESULTS.with_suffix(".png"))
-        curves(lines, where, title="SmolLM2-135M: file size against perplexity", x="file (bytes)", y="perplexity ratio",
-               log_y=True)  # fmt: skip
-        print(f"drawn: {where}")
+def merged(part: str, rows: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """All results so far, with this part's in their place."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found[part] = {"rows": rows, "provenance": provenance(**told)}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=1))
+    return found
 
 
 def main() -> None:
@@ -321,9 +214,9 @@ def main() -> None:
     work: dict[str, Callable[..., dict[str, Any]]] = {
         "frontier": frontier, "ablations": ablations, "sort": sort, "minilm": minilm, "speed": speed,
     }  # fmt: skip
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found: dict[str, Any] = {}
     judge = Judge(model, asked.windows, asked.length)
-    for part in asked.parts.split(","):
+    for part in filter(None, asked.parts.split(",")):
         print(f"{part}:", flush=True)
         rows = (
             frontier(regauge(model), judge, cache) if part == "regauged" else work[part](model, judge, cache)
@@ -332,12 +225,9 @@ def main() -> None:
             "windows": list(judge.tokens.shape),
             "texts": "wikitext2" if TEXTS.exists() else "python reference",
         }
-        found[part] = {"rows": rows, "provenance": provenance(**told)}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(found, indent=1))
+        found = merged(part, rows, told)
     if rows := llama(asked.llama_python, judge):
-        found["llama.cpp"] = {"rows": rows, "provenance": provenance(windows=list(judge.tokens.shape))}
-        RESULTS.write_text(json.dumps(found, indent=1))
+        found = merged("llama.cpp", rows, {"windows": list(judge.tokens.shape)})
     picture(found)
     print(f"{np.sum([len(p['rows']) for p in found.values()])} rows: {RESULTS}")
 

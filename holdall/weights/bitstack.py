@@ -25,6 +25,7 @@ else:
     torch = lazy("torch", extra="weights")
 
 _PAPER_RANK = 16
+_TIGHT = {"budget": "12%"}  # where every knob matters
 _LEAST = "one block of every matrix, and what is never cut"
 _ENTRY = 100  # about what one section costs in the header; only the search for the budget begins with it
 
@@ -82,41 +83,33 @@ class BitStack(WeightCodec):
 
     levels: int = knob(16, "most blocks a matrix may have", other=2)
     rank: int | None = knob(
-        None, "rank of a block's magnitudes; None follows the shape", paper=16, other=2, at={"budget": "12%"}
+        None, "rank of a block's magnitudes; None follows the shape", paper=16, other=2, at=_TIGHT
     )
     overhead: float = knob(
-        0.25, "bytes of factors per byte of signs that the rank may cost", other=0.6, at={"budget": "12%"}
+        0.25, "bytes of factors per byte of signs that the rank may cost", other=0.6, at=_TIGHT
     )
     embeddings: str = knob(
         "auto", "fp16, stack, or auto: stack under a budget", paper="fp16", other="fp16", at={"budget": "30%"}
     )
-    lead: int = knob(
-        1, "blocks that embedding tables run ahead of linears", paper=0, other=0, at={"budget": "12%"}
-    )
-    scaling: bool = knob(True, "calibrate; off = all inputs count alike", other=False, at={"budget": "12%"})
+    lead: int = knob(1, "blocks that tables run ahead of linears", paper=0, other=0, at=_TIGHT)
+    scaling: bool = knob(True, "calibrate; off = all inputs count alike", other=False, at=_TIGHT)
     fold: str = knob("factor", "where 1/scale goes: factor or previous", paper="previous", other="previous")
-    stretch: float = knob(1.1, "factor on magnitudes", paper=1.0, other=1.0, at={"budget": "12%"})
+    stretch: float = knob(1.1, "factor on magnitudes", paper=1.0, other=1.0, at=_TIGHT)
     feedback: float = knob(
-        1.0, "strength of error feedback between columns, 0 to 1", paper=0.0, other=0.0, at={"budget": "12%"}
+        1.0, "strength of error feedback between columns, 0 to 1", paper=0.0, other=0.0, at=_TIGHT
     )
-    refit: bool = knob(True, "fit A to the outputs", paper=False, other=False, at={"budget": "12%"})
-    aim: int = knob(2, "first blocks that are chosen together", paper=1, other=1, at={"budget": "12%"})
-    damp: float = knob(0.1, "share of the mean second moment added to each", other=1.0, at={"budget": "12%"})
-    sort: str = knob(
-        "gain", "gain or perplexity", paper="perplexity", other="perplexity", at={"budget": "12%"}
-    )
-    windows: int = knob(16, "calibration windows", paper=256, other=1, at={"budget": "12%"})
-    window: int = knob(512, "tokens a window", unit="tokens", paper=2048, other=64, at={"budget": "12%"})
-    slope_windows: int = knob(4, "windows that gradients are taken on", other=0, at={"budget": "12%"})
-    seed: int = knob(0, "of the subspace iteration", other=1, at={"budget": "12%"})
+    refit: bool = knob(True, "fit A to the outputs", paper=False, other=False, at=_TIGHT)
+    aim: int = knob(2, "first blocks that are chosen together", paper=1, other=1, at=_TIGHT)
+    damp: float = knob(0.1, "share of the mean second moment added to each", other=1.0, at=_TIGHT)
+    sort: str = knob("gain", "gain or perplexity", paper="perplexity", other="perplexity", at=_TIGHT)
+    windows: int = knob(16, "calibration windows", paper=256, other=1, at=_TIGHT)
+    window: int = knob(512, "tokens a window", unit="tokens", paper=2048, other=64, at=_TIGHT)
+    slope_windows: int = knob(4, "windows that gradients are taken on", other=0, at=_TIGHT)
+    seed: int = knob(0, "of the subspace iteration", other=1, at=_TIGHT)
 
     def __post_init__(self) -> None:
-        words = {
-            "embeddings": ("auto", "stack", "fp16"),
-            "fold": ("factor", "previous"),
-            "sort": ("gain", "perplexity"),
-        }
-        for field, wanted in words.items():
+        words = (("embeddings", "auto stack fp16"), ("fold", "factor previous"), ("sort", "gain perplexity"))
+        for field, wanted in ((field, told.split()) for field, told in words):
             if getattr(self, field) not in wanted:
                 raise BadInput(field, getattr(self, field), " or ".join(wanted))
         if self.levels < 1 or self.aim < 1 or self.lead < 0 or self.windows < 1 or self.window < 2:
