@@ -184,16 +184,12 @@ def measure(
     recall_late (question after compression), chance 0.17; greedy, greedy_late: the same as the likeliest token;
     recall_full and greedy_full: what the whole cache reaches; perplexity of the next 128 tokens.
     """
-    from holdall.kv import Random, Recent
     from holdall.kv.needles import haystack, recall
     from holdall.weights.model import Model
 
     text, source = _text(on), Model.read(model or "smollm2")
     tokenizer, net = source.tokenizer(), source.build()
-    subjects: dict[str, tuple[KVSelector, Spend]] = {}
-    if Budget.parse(budget) is not None:
-        subjects = {m.full_name(): (m, budget) for m in (Random(), Recent()) if m != method}
-    subjects[method.full_name()] = (method, budget)
+    subjects = _subjects(method, budget)
     seeds = range(1 if quick else 3)
     found = [recall(net, haystack(tokenizer, text, _CONTEXT, seed), subjects, method) for seed in seeds]
     rows = {name: _mean([f[name] for f in found]) for name in ("full", *subjects)}
@@ -208,6 +204,14 @@ def measure(
         dtype="float32", tokens=_CONTEXT, facts=10 * len(seeds),
     )  # fmt: skip
     return Report(rows, baseline="full", provenance=facts)
+
+
+def _subjects(method: KVSelector, budget: Spend) -> dict[str, tuple[KVSelector, Spend]]:
+    """The floors at the same budget, if there is one, and last the method itself."""
+    from holdall.kv import Random, Recent
+
+    floors = (Random(), Recent()) if Budget.parse(budget) is not None else ()
+    return {m.full_name(): (m, budget) for m in (*floors, method)}
 
 
 def _text(on: str | None) -> str:
