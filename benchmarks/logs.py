@@ -50,16 +50,12 @@ def logs(folder: Path, quick: bool) -> dict[str, bytes]:
 
 
 def ppmd(raw: bytes) -> bytes:
-    coder = pyppmd.Ppmd7Encoder(16, 256 << 20)
+    coder = pyppmd.Ppmd8Encoder(16, 256 << 20, 0)
     return coder.encode(raw) + coder.flush()
 
 
 def unppmd(packed: bytes, size: int) -> bytes:
-    coder = pyppmd.Ppmd7Decoder(16, 256 << 20)
-    out = coder.decode(packed, size)
-    while len(out) < size:
-        out += coder.decode(b"\0", size - len(out))
-    return out
+    return bytes(pyppmd.Ppmd8Decoder(16, 256 << 20, 0).decode(packed, size))
 
 
 def long_zstd(raw: bytes) -> bytes:
@@ -74,13 +70,19 @@ def unzstd(packed: bytes, size: int) -> bytes:
 def codecs() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]]:
     one = Logzip()
     return {
-        "xz -9e": (lambda r: lzma.compress(r, preset=9 | lzma.PRESET_EXTREME), lambda p, n: lzma.decompress(p)),
+        "xz -9e": (
+            lambda r: lzma.compress(r, preset=9 | lzma.PRESET_EXTREME),
+            lambda p, n: lzma.decompress(p),
+        ),
         "none": (bytes, lambda p, n: bytes(p)),
         "gzip -9": (lambda r: gzip.compress(r, 9), lambda p, n: gzip.decompress(p)),
         "zstd -3": (zstandard.ZstdCompressor(level=3).compress, unzstd),
         "zstd -19 --long": (long_zstd, unzstd),
         "bzip2 -9": (bz2.compress, lambda p, n: bz2.decompress(p)),
-        "brotli 11 w24": (lambda r: brotli.compress(r, quality=11, lgwin=24), lambda p, n: brotli.decompress(p)),
+        "brotli 11 w24": (
+            lambda r: brotli.compress(r, quality=11, lgwin=24),
+            lambda p, n: brotli.decompress(p),
+        ),
         "PPMd o16": (ppmd, unppmd),
         "logs.logzip": (lambda r: one.encode(r).to_bytes(), lambda p, n: one.decode(Packed.from_bytes(p))),
     }
@@ -165,7 +167,9 @@ def mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def summary(per_log: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int]) -> dict[str, dict[str, float]]:
+def summary(
+    per_log: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int]
+) -> dict[str, dict[str, float]]:
     """By codec: geometric mean, least and most of xz's size over its own, and CPU MB/s over all logs together."""
     rows: dict[str, dict[str, float]] = {}
     total = sum(sizes.values()) / 1e6
@@ -190,7 +194,9 @@ def main() -> None:
     warm = Logzip()
     warm.decode(warm.encode(texts["Linux_2k"], None))  # numba loads what it compiled
     warm.decode(warm.but(segment=200).encode(texts["BGL_2k"]))
-    told = provenance(command=" ".join(["python", *sys.argv]), xz=child(["xz", "--version"])[1].decode().split()[3])
+    told = provenance(
+        command=" ".join(["python", *sys.argv]), xz=child(["xz", "--version"])[1].decode().split()[3]
+    )
     with tempfile.TemporaryDirectory() as name:
         folder, per_log = Path(name), {}
         for log, raw in texts.items():
@@ -198,7 +204,9 @@ def main() -> None:
             report = Report(per_log[log], units=UNITS)
             print(report.as_table(title=f"\n{log}: {len(raw):,} bytes"), flush=True)
         totals = Report(summary(per_log, {k: len(v) for k, v in texts.items()}), units=UNITS, provenance=told)
-        print(totals.as_table(title="\nall logs: xz -9e's size over the codec's (higher is smaller), CPU MB/s"))
+        print(
+            totals.as_table(title="\nall logs: xz -9e's size over the codec's (higher is smaller), CPU MB/s")
+        )
         found = Report(searches(texts["hdfs"], folder), units={}, provenance=told)
         print(found.as_table(title="\nCPU seconds to search hdfs"))
     if not args.quick:

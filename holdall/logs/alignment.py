@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -10,7 +12,7 @@ _WORDS = 257
 
 
 @njit(cache=True, nogil=True)
-def common_pattern(a, b):
+def common_pattern(a: Any, b: Any) -> Any:
     """The common pattern of `a` and `b` with stars at its gaps; words in common; words in the longer of them.
 
     Words weigh more than separators, so that the alignment holds on to what the program's author wrote.

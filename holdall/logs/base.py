@@ -45,7 +45,9 @@ class LogCodec(Codec):
         """Raise BudgetError if an exact packing is larger than was allowed."""
         asked = Budget.parse(budget)
         if asked is not None and packed_bytes > asked.limit(original, original):
-            raise BudgetError(asked.limit(original, original), packed_bytes, who=who, why="it keeps every byte")
+            raise BudgetError(
+                asked.limit(original, original), packed_bytes, who=who, why="it keeps every byte"
+            )
 
     @classmethod
     def sniff(cls, url: str, head: bytes) -> bool:
@@ -54,7 +56,7 @@ class LogCodec(Codec):
         known = PurePosixPath(url.lower().removesuffix(".1")).suffix in _NAMES
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:  # safetensors and .hold
             return False
-        odd = sum(b < 9 or 13 < b < 32 and b != 27 for b in head[:4096])
+        odd = sum(b < 9 or (13 < b < 32 and b != 27) for b in head[:4096])
         texty = odd * 100 <= len(head[:4096]) and (b"\n" in head or len(head) < _LINE)
         return texty and (known or head.count(b"\n") >= 2)
 

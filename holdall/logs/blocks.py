@@ -61,7 +61,9 @@ def encode_structured(raw: bytes, how: Recipe) -> tuple[bytes, bytes, dict[str, 
         index.literals = np.frombuffer(lines_of([x for row in parsed.literals for x in row]), np.uint8)
         index.words = np.frombuffer(b"".join(words), np.uint8)
         least = Segment(tables, parsed.events)
-        lossy = Weaver(index)(least, values, len(raw) + 4 * values.size + 3 * int(found["fields"]), not index.open_end, "")
+        lossy = Weaver(index)(
+            least, values, len(raw) + 4 * values.size + 3 * int(found["fields"]), not index.open_end, ""
+        )
         index.size, index.digest = len(lossy), xxhash.xxh3_64_digest(lossy)
     return write_index(index, parsed, words), data, found
 
@@ -104,7 +106,9 @@ def decode_segments(index: Index, data: bytes, which: list[int], path: str) -> I
     woven = Weaver(index)
     for k in which:
         raw = data[int(ends[k]) - index.sizes[k] : int(ends[k])]
-        segment, values = decode_segment(raw, index.lines[k], index.tables, index.groups, index.fresh[k].copy(), path)
+        segment, values = decode_segment(
+            raw, index.lines[k], index.tables, index.groups, index.fresh[k].copy(), path
+        )
         last = k + 1 < len(index.lines) or not index.open_end
         yield k, woven(segment, values, index.size, last, path)
 

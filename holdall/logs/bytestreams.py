@@ -41,8 +41,10 @@ def press(kernel: int, raw: bytes) -> bytes:
         return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_filters(len(raw)))
     if kernel == BROTLI:
         return brotli.compress(raw, quality=11, lgwin=24)
-    coder = pyppmd.Ppmd7Encoder(kernel - PPMD, _memory(len(raw)))
-    return coder.encode(raw) + coder.flush()
+    coder = pyppmd.Ppmd8Encoder(kernel - PPMD, _memory(len(raw)), pyppmd.PPMD8_RESTORE_METHOD_RESTART)
+    packed = bytes(coder.encode(raw) + coder.flush())
+    # pyppmd 1.3.1 was seen to write streams that it cannot read back (its Ppmd7, order 16): never trust, always look
+    return packed if _ppmd(kernel - PPMD, packed, len(raw)) == raw else raw + b"\0"
 
 
 def pack(raw: bytes, kernels: tuple[int, ...] | None = None) -> tuple[int, bytes]:
@@ -50,8 +52,8 @@ def pack(raw: bytes, kernels: tuple[int, ...] | None = None) -> tuple[int, bytes
     if not raw:
         return STORED, b""
     if len(raw) > 4096 and kernels is None and (planes := _planes(raw)) is not None:
-        best = min((press(k, raw) for k in (PPMD + 2, PPMD + 5)), key=len)
-        if len(planes) < 1.02 * len(best):  # they also unpack a hundred times as fast
+        least = min(len(press(k, raw)) for k in (PPMD + 2, PPMD + 5))
+        if len(planes) < 1.02 * least:  # they also unpack a hundred times as fast
             return NUMBERS, planes
     sample = raw[:_SAMPLE]
     tried = kernels or tuple(PPMD + n for n in _ORDERS) + ((BROTLI,) if len(raw) < 6000 else ())
@@ -88,7 +90,11 @@ def _numbers(data: bytes, size: int) -> bytes:
     if len(data) < 11 or not 1 <= data[1] <= 8 or data[0] not in (STORED, ZSTD):
         raise ValueError("numbers of no known kind")
     most = data[1] * (size // 2 + 1)
-    planes = data[10:] if data[0] == STORED else zstandard.ZstdDecompressor().decompress(data[10:], max_output_size=most)
+    planes = (
+        data[10:]
+        if data[0] == STORED
+        else zstandard.ZstdDecompressor().decompress(data[10:], max_output_size=most)
+    )
     if len(planes) % data[1] or len(planes) > most:
         raise ValueError("numbers of no whole count")
     wide = np.zeros((len(planes) // data[1], 8), np.uint8)
@@ -135,14 +141,14 @@ def _brotli(data: bytes, size: int) -> bytes:
 
 
 def _ppmd(order: int, data: bytes, size: int) -> bytes:
-    coder = pyppmd.Ppmd7Decoder(order, _memory(size))
-    out = coder.decode(data, size)
-    while len(out) < size:  # it may want a last byte that the encoder did not write
-        more = coder.decode(b"\0", size - len(out))
+    coder = pyppmd.Ppmd8Decoder(order, _memory(size), pyppmd.PPMD8_RESTORE_METHOD_RESTART)
+    out = bytes(coder.decode(data, size))
+    while len(out) < size and not coder.eof:  # it may want a last byte that the encoder did not write
+        more = coder.decode(b"\0" if coder.needs_input else b"", size - len(out))
         if not more:
             break
         out += more
-    return bytes(out)
+    return out
 
 
 def varints(numbers: list[int]) -> bytes:

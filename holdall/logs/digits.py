@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def read_varints(raw):
+def read_varints(raw: Any) -> Any:
     """All LEB128 numbers of a byte array; the flag is False if the last is cut short or one is too long."""
     out, n = np.empty(raw.size, np.int64), 0
     value, shift = np.int64(0), 0
@@ -24,7 +26,7 @@ def read_varints(raw):
 
 
 @njit(cache=True, nogil=True)
-def write_lines(values):
+def write_lines(values: Any) -> Any:
     """The decimal text of whole numbers, a line each."""
     out, at = np.empty(values.size * 21, np.uint8), 0
     for i in range(values.size):

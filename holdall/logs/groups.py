@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from holdall.logs import mixing
+from holdall.logs import mixing, sequences
 from holdall.logs.numerals import Form, find_form, integers
 from holdall.logs.pricing import hits, price
 from holdall.logs.structure import Parsed
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 DICT, INT, FORM = 0, 1, 2  # what the values of a group are
 SPARSE = 6  # a column that hardly changes: only its changes
-DELTA, BY_KEY = 4, 5  # layouts of numbers besides PLAIN: step from the last value; from the last of the same event
+DELTA, BY_KEY = (
+    4,
+    5,
+)  # layouts of numbers besides PLAIN: step from the last value; from the last of the same event
 SAMPLE = 4096  # rows on which layouts are compared
 _FEW = 24  # a column with fewer rows joins the common group
 NO_PARENT, LEFT = 0, 1  # then 2 + j: header field j
@@ -75,7 +78,7 @@ def gather(parsed: Parsed, mapping: bool) -> tuple[list[Group], np.ndarray]:
 
 def _in_order(groups: list[Group], home: np.ndarray) -> tuple[list[Group], np.ndarray]:
     """Numbered by the first column they hold, so that header fields come first and most parents before."""
-    first = {}
+    first: dict[int, int] = {}
     for g in home:
         first.setdefault(int(g), len(first))
     ranked = sorted(range(len(groups)), key=lambda g: first[g])
@@ -115,11 +118,13 @@ def symbols(base: int, v: np.ndarray, layout: int, keys: np.ndarray) -> np.ndarr
     """What the kernel codes for a group of numbers: never negative, small where the layout fits."""
     if layout == mixing.PLAIN:
         return v - base
-    step = np.diff(v, prepend=base) if layout == DELTA else v - mixing.last_of_key(v, keys, base)
+    step = np.diff(v, prepend=base) if layout == DELTA else v - sequences.last_of_key(v, keys, base)
     return np.where(step < 0, -2 * step - 1, 2 * step)
 
 
-def _alike(words: list[int], order: np.ndarray, edges: np.ndarray, ids: np.ndarray, headers: int) -> list[list[int]]:
+def _alike(
+    words: list[int], order: np.ndarray, edges: np.ndarray, ids: np.ndarray, headers: int
+) -> list[list[int]]:
     """Columns of words whose values overlap come together; so do all the very short ones."""
     parent = {c: c for c in words}
 
@@ -155,7 +160,7 @@ def choose_layouts(groups: list[Group], segment: Segment, values: np.ndarray) ->
         every = segment.rows[g]
         if segment.tables.alone[g]:
             keys = segment.event_keys(g)
-            changes = int((values[every] != mixing.last_of_key(values[every], keys, group.base)).sum())
+            changes = int((values[every] != sequences.last_of_key(values[every], keys, group.base)).sum())
             if changes * 100 <= every.size:
                 group.layout = SPARSE
                 continue

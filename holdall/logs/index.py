@@ -47,7 +47,14 @@ def lines_of(texts: list[bytes]) -> bytes:
 
 def write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
     t = index.tables
-    head = [index.size, int(index.open_end), len(parsed.columns), t.home.size, len(index.groups), len(index.lines)]
+    head = [
+        index.size,
+        int(index.open_end),
+        len(parsed.columns),
+        t.home.size,
+        len(index.groups),
+        len(index.lines),
+    ]
     for k, row in enumerate(parsed.columns):
         tail = row[int(t.heads[k]) :]
         head += [int(t.heads[k]), len(tail), tail[0] if tail else 0]
@@ -60,7 +67,10 @@ def write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
     head += index.lines + index.sizes
     small = lines_of([x for row in parsed.literals for x in row])
     head.append(len(small))
-    texts = [small + b"".join(w for w in words if len(w) < OWN_TEXT), *(w for w in words if len(w) >= OWN_TEXT)]
+    texts = [
+        small + b"".join(w for w in words if len(w) < OWN_TEXT),
+        *(w for w in words if len(w) >= OWN_TEXT),
+    ]
     head += [len(w) for g, w in zip(index.groups, words, strict=True) if g.kind == DICT]
     packed = [bs.pack(x) for x in texts]
     head += [x for kernel, data in packed for x in (kernel, len(data))]
@@ -170,13 +180,17 @@ def _read_group(c: Cursor) -> tuple[Group, bool, int]:
     if kind == FORM:
         mask = bytes(c.number(255) for _ in range(c.number(64)))
         n = c.number(40)
-        group.form = Form(mask, tuple(c.number(18) for _ in range(n)), tuple(c.number(10**18) for _ in range(n)))
+        group.form = Form(
+            mask, tuple(c.number(18) for _ in range(n)), tuple(c.number(10**18) for _ in range(n))
+        )
         if not group.form.sound():
             raise CorruptArtefact(c.path, "a number has no sane form")
     return group, bool(flags & 4), 0
 
 
-def _read_texts(c: Cursor, outer: Cursor, groups: list[Group], size: int) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+def _read_texts(
+    c: Cursor, outer: Cursor, groups: list[Group], size: int
+) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
     """The literals, the entries of each group, and which groups have large dictionaries."""
     small = c.number(MOST_BYTES)
     lengths = [c.number(2 * size + 2) if g.kind == DICT else 0 for g in groups]
@@ -198,5 +212,3 @@ def _read_texts(c: Cursor, outer: Cursor, groups: list[Group], size: int) -> tup
         if n and words[-1][-1] != 10:
             raise CorruptArtefact(c.path, "a dictionary is cut short")
     return texts[0][:small], words, [g for g, n in enumerate(lengths) if n >= OWN_TEXT]
-
-

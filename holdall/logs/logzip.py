@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.errors import BudgetError, CorruptArtefact
 from holdall.kinds import Spend
-from holdall.logs.base import LogCodec, as_source, section
+from holdall.logs.base import LogCodec, as_source
 from holdall.method import Paper, knob
 from holdall.packed import Packed
 from holdall.writer import Writer
@@ -76,7 +76,9 @@ class Logzip(LogCodec):
     theta: float = knob(0.5, "share of words in common that joins two lines", other=0.95)
     target: float = knob(0.99, "share of matched lines at which the rounds end", paper=0.9, other=0.0)
     block: int = knob(32 << 20, "text of one block", unit="bytes", other=16 << 10)
-    segment: int = knob(0, "lines unpacked together by a search; 0: 512 in blocks over 8 MB, else all", other=300)
+    segment: int = knob(
+        0, "lines unpacked together by a search; 0: 512 in blocks over 8 MB, else all", other=300
+    )
     lossy: bool = knob(False, "drop parameters rather than miss the budget", other=True)
     workers: int = knob(1, "blocks packed at once", other=2, changes="nothing")
 

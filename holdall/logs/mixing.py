@@ -8,6 +8,8 @@ coders (lzma, PPMd) see bytes; this one sees that a row has a column, a template
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -30,18 +32,29 @@ def tables(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _scatter(x):
+def _scatter(x: Any) -> Any:
     x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9FB21C651E98DF25)
     return x ^ (x >> np.uint64(28))
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _grade(n):  # how often a context was seen, in four steps
+def _grade(n: Any) -> Any:  # how often a context was seen, in four steps
     return (n > 0) + (n > 2) + (n > 15)
 
 
 @njit(cache=True, nogil=True)
-def _decide(state, data, slots, weights, hashes, at, lean, node, kind, bit):
+def _decide(
+    state: Any,
+    data: Any,
+    slots: Any,
+    weights: Any,
+    hashes: Any,
+    at: Any,
+    lean: Any,
+    node: Any,
+    kind: Any,
+    bit: Any,
+) -> Any:
     """One binary decision: predict it, code it (bit -1: decode it; state[5]: only price it), learn from it."""
     mask, salt = np.uint64(slots.shape[1] - 16), np.uint64(node >> 4) * np.uint64(0x9E3779B97F4A7C15)
     near = np.uint64(node & 15)  # decisions of one symbol lie in one cache line
@@ -81,7 +94,7 @@ def _decide(state, data, slots, weights, hashes, at, lean, node, kind, bit):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _code(state, data, p, bit):
+def _code(state: Any, data: Any, p: Any, bit: Any) -> Any:
     """Arithmetic coding of one decision. state: low, high, position, code, decode, price, sum."""
     low, high = state[0], state[1]
     split = low + ((high - low) >> 16) * p + ((((high - low) & 0xFFFF) * p) >> 16)
@@ -104,7 +117,7 @@ def _code(state, data, p, bit):
 
 
 @njit(cache=True, nogil=True)
-def _loose(state, data, single, at, bit):
+def _loose(state: Any, data: Any, single: Any, at: Any, bit: Any) -> Any:
     """A decision with one counter and no mixture: low bits of large numbers."""
     p = np.int64(single[at])
     if state[5]:
@@ -116,7 +129,19 @@ def _loose(state, data, single, at, bit):
 
 
 @njit(cache=True, nogil=True)
-def _symbol(state, data, slots, weights, single, hashes, at, lean, value, decode, firm):
+def _symbol(
+    state: Any,
+    data: Any,
+    slots: Any,
+    weights: Any,
+    single: Any,
+    hashes: Any,
+    at: Any,
+    lean: Any,
+    value: Any,
+    decode: Any,
+    firm: Any,
+) -> Any:
     """One Exp-Golomb symbol: the class in unary, then the mantissa, high bits first, `firm` of them modelled."""
     size = 0
     if not decode:
@@ -141,7 +166,7 @@ def _symbol(state, data, slots, weights, single, hashes, at, lean, value, decode
 
 
 @njit(cache=True, nogil=True)
-def _rank(recent, column, value):
+def rank_of(recent: Any, column: Any, value: Any) -> Any:
     found = np.int32(WINDOW)  # no early way out: so the loop is done with vector instructions
     wanted = np.int32(value)
     for k in range(WINDOW):
@@ -150,14 +175,16 @@ def _rank(recent, column, value):
 
 
 @njit(cache=True, nogil=True)
-def _promote(recent, column, rank, value):
+def promote(recent: Any, column: Any, rank: Any, value: Any) -> Any:
     for k in range(min(rank, WINDOW - 1), 0, -1):
         recent[column, k] = recent[column, k - 1]
     recent[column, 0] = value
 
 
 @njit(cache=True, nogil=True)
-def _contexts(hashes, column, key_a, key_b, last, by_a, by_b, mode):
+def _contexts(
+    hashes: Any, column: Any, key_a: Any, key_b: Any, last: Any, by_a: Any, by_b: Any, mode: Any
+) -> Any:
     one, two = np.uint64(last[column, 0] + 2), np.uint64(last[column, 1] + 2)
     c = _scatter(np.uint64(column) + np.uint64(77))
     a = _scatter(c + np.uint64(key_a) * np.uint64(0x9E3779B97F4A7C15))
@@ -177,7 +204,18 @@ def _contexts(hashes, column, key_a, key_b, last, by_a, by_b, mode):
 
 
 @njit(cache=True, nogil=True)
-def run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fresh):
+def run(
+    state: Any,
+    data: Any,
+    slots: Any,
+    weights: Any,
+    values: Any,
+    columns: Any,
+    keys_a: Any,
+    keys_b: Any,
+    modes: Any,
+    fresh: Any,
+) -> Any:
     """Encode `values` (or fill them, when state[4] says decode). All arrays but `modes`, `fresh` have a row each.
 
     columns: dense column number; modes: by column; fresh: by column, the next new id. Returns False when a
@@ -194,25 +232,45 @@ def run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fre
     for i in range(values.size):
         c, value = columns[i], values[i]
         mode, asks = modes[c] & 7, modes[c]
-        ia = np.int64(_scatter(np.uint64(keys_a[i]) * np.uint64(0xD6E8FEB86659FD93) + np.uint64(c)) & np.uint64(size - 1))
-        ib = np.int64(_scatter(np.uint64(keys_b[i]) * np.uint64(0xA0761D6478BD642F) + np.uint64(c)) & np.uint64(size - 1))
+        ia = np.int64(
+            _scatter(np.uint64(keys_a[i]) * np.uint64(0xD6E8FEB86659FD93) + np.uint64(c))
+            & np.uint64(size - 1)
+        )
+        ib = np.int64(
+            _scatter(np.uint64(keys_b[i]) * np.uint64(0xA0761D6478BD642F) + np.uint64(c))
+            & np.uint64(size - 1)
+        )
         by_a, by_b = by_key[0, ia], by_key[1, ib]
         rank, named = np.int64(WINDOW), mode == IDS or mode == RANKS
         if mode == RANKS:
-            by_a = np.int64(_rank(recent, c, by_a)) if by_a >= 0 else by_a
-            by_b = np.int64(_rank(recent, c, by_b)) if by_b >= 0 else by_b
+            by_a = np.int64(rank_of(recent, c, by_a)) if by_a >= 0 else by_a
+            by_b = np.int64(rank_of(recent, c, by_b)) if by_b >= 0 else by_b
             if not decode and value != fresh[c]:
-                rank = np.int64(_rank(recent, c, value))
+                rank = np.int64(rank_of(recent, c, value))
         _contexts(hashes, c, keys_a[i], keys_b[i], last, by_a, by_b, mode)
         mine = rank if mode == RANKS else value  # what guesses are compared with
         second = by_a if by_a != by_b or not asks & BY_B else last[c, 0]
         guessed = False
         if asks & BY_B and by_b >= 0 and (mode != RANKS or by_b < WINDOW):
-            guessed = _decide(state, data, slots, weights, hashes, at, lean, 15, 0, -1 if decode else mine == by_b) == 1
+            guessed = (
+                _decide(state, data, slots, weights, hashes, at, lean, 15, 0, -1 if decode else mine == by_b)
+                == 1
+            )
             if guessed:
                 mine = by_b
-        if asks & BY_A and not guessed and second >= 0 and (not asks & BY_B or second != by_b) and (mode != RANKS or second < WINDOW):
-            guessed = _decide(state, data, slots, weights, hashes, at, lean, 14, 1, -1 if decode else mine == second) == 1
+        if (
+            asks & BY_A
+            and not guessed
+            and second >= 0
+            and (not asks & BY_B or second != by_b)
+            and (mode != RANKS or second < WINDOW)
+        ):
+            guessed = (
+                _decide(
+                    state, data, slots, weights, hashes, at, lean, 14, 1, -1 if decode else mine == second
+                )
+                == 1
+            )
             if guessed:
                 mine = second
         if not guessed:
@@ -241,40 +299,20 @@ def run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fre
         if named and value == fresh[c]:
             fresh[c] += 1
         if mode == RANKS:
-            _promote(recent, c, rank, value)
+            promote(recent, c, rank, value)
         by_key[0, ia] = by_key[1, ib] = value
         last[c, 3], last[c, 2], last[c, 1] = last[c, 2], last[c, 1], last[c, 0]
         last[c, 0] = rank if mode == RANKS else value
     return True
 
 
-@njit(cache=True, nogil=True)
-def last_of_key(values, keys, base):
-    """[m] for each value the one that stood last under the same key, else `base`."""
-    last = np.full(1 << 12, base)
-    out = np.empty(values.size, np.int64)
-    for i in range(values.size):
-        at = keys[i] & ((1 << 12) - 1)
-        out[i] = last[at]
-        last[at] = values[i]
-    return out
-
-
-@njit(cache=True, nogil=True)
-def undo_steps(steps, keys, base, by_key):
-    """The values again from their zigzag steps."""
-    last = np.full(1 << 12, base)
-    out = np.empty(steps.size, np.int64)
-    for i in range(steps.size):
-        at = keys[i] & ((1 << 12) - 1) if by_key else 0
-        step = -((steps[i] + 1) >> 1) if steps[i] & 1 else steps[i] >> 1
-        last[at] += step
-        out[i] = last[at]
-    return out
-
-
 def encode(
-    values: np.ndarray, columns: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray, modes: np.ndarray, fresh: np.ndarray
+    values: np.ndarray,
+    columns: np.ndarray,
+    keys_a: np.ndarray,
+    keys_b: np.ndarray,
+    modes: np.ndarray,
+    fresh: np.ndarray,
 ) -> bytes:
     """One stream of symbols as bytes; `fresh` moves on."""
     room = values.size * 4 + 64
@@ -288,12 +326,19 @@ def encode(
         room = int(state[2]) + 64
     fresh[:] = began
     low, high = int(state[0]), int(state[1])
-    end = next(e for k in (24, 16, 8, 0) if (e := high >> k << k) >= low)  # the fewest bytes inside [low, high]
+    end = next(
+        e for k in (24, 16, 8, 0) if (e := high >> k << k) >= low
+    )  # the fewest bytes inside [low, high]
     return (data[: state[2]].tobytes() + end.to_bytes(4, "big")).rstrip(b"\0")
 
 
 def decode(
-    raw: bytes, columns: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray, modes: np.ndarray, fresh: np.ndarray
+    raw: bytes,
+    columns: np.ndarray,
+    keys_a: np.ndarray,
+    keys_b: np.ndarray,
+    modes: np.ndarray,
+    fresh: np.ndarray,
 ) -> np.ndarray | None:
     """The symbols again; None if the bytes contradict themselves."""
     slots, weights = tables(columns.size)
@@ -303,39 +348,3 @@ def decode(
     data = np.frombuffer(bytearray(raw), np.uint8)  # one type for both ways: one compilation
     good = run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fresh)
     return values if good else None
-
-
-@njit(cache=True, nogil=True)
-def news_of(ids):
-    """[m] 0 where an id is new, else the id plus one: the symbols of IDS."""
-    out, fresh = np.empty(ids.size, np.int64), 0
-    for i in range(ids.size):
-        out[i] = 0 if ids[i] >= fresh else ids[i] + 1
-        fresh = max(fresh, ids[i] + 1)
-    return out
-
-
-@njit(cache=True, nogil=True)
-def ranks_of(ids):
-    """[m] the symbols of RANKS."""
-    out, fresh = np.empty(ids.size, np.int64), 0
-    recent = np.full((1, WINDOW), np.int32(-9))
-    for i in range(ids.size):
-        rank = WINDOW if ids[i] >= fresh else _rank(recent, 0, ids[i])
-        out[i] = 0 if ids[i] >= fresh else (1 + rank if rank < WINDOW else 1 + WINDOW + ids[i])
-        fresh = max(fresh, ids[i] + 1)
-        _promote(recent, 0, rank, ids[i])
-    return out
-
-
-@njit(cache=True, nogil=True)
-def carry(values, changed, keys, base):
-    """Each value again from the last one under its key, but where it is told anew."""
-    last = np.full(1 << 12, base)
-    for i in range(values.size):
-        at = keys[i] & ((1 << 12) - 1)
-        if changed[i]:
-            last[at] = values[i]
-        else:
-            values[i] = last[at]
-    return values

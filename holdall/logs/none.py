@@ -48,6 +48,7 @@ class Nothing(LogCodec):
 def stream(method: LogCodec, source: Any, press: Any, flush: Any, budget: Spend, to: str | None) -> Packed:
     """One section that a streaming kernel fills, in bounded memory."""
     with Writer(to) as writer:
+
         def pieces() -> Any:
             for block in source.blocks(4 << 20):
                 yield press(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -12,7 +13,7 @@ _LONGEST = 40
 
 
 @njit(cache=True, nogil=True)
-def integers(text, spans, which):
+def integers(text: Any, spans: Any, which: Any) -> Any:
     """Values of canonical decimal integers (no leading zero, "-0" is none); the flag says whether all are."""
     out = np.zeros(which.size, np.int64)
     for i in range(which.size):
@@ -99,7 +100,9 @@ def find_form(text: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Form |
 
 def _clocked(form: Form, text: np.ndarray, starts: np.ndarray) -> Form | None:
     """The same form with hours, minutes and seconds counted as such, if three numbers can be those."""
-    tops = [int(_number(text, starts + at, w).max()) for at, w in zip(form.places(), form.widths, strict=True)]
+    tops = [
+        int(_number(text, starts + at, w).max()) for at, w in zip(form.places(), form.widths, strict=True)
+    ]
     for k in range(len(tops) - 2):
         if form.widths[k : k + 3] == (2, 2, 2) and tops[k] < 24 and tops[k + 1] < 60 and tops[k + 2] < 60:
             radices = list(form.radices)

@@ -58,6 +58,3 @@ def decode_plain(block: bytes, path: str) -> bytes:
     if kernel == STORED and size != len(block) - c.at:
         raise CorruptArtefact(path, "a stored block of another length than it says")
     return bs.unpack(kernel, block[c.at :], size, path)
-
-
-

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
-from holdall.logs import mixing
+from holdall.logs import mixing, sequences
 
 
 @njit(cache=True, nogil=True)
-def _ideal(values, keys, size):
+def _ideal(values: Any, keys: Any, size: Any) -> Any:
     """Bits for `values` by counts under `keys`, escaping to counts without, and then to an Exp-Golomb code.
 
     A stand-in for the kernel, some twenty times as fast: it need only order the layouts.
@@ -45,7 +47,7 @@ LOGS = np.log2(np.maximum(np.arange(8192), 1))
 def price(values: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray, mode: int) -> float:
     """About the bytes that the kernel would take for one column of symbols: the better of its two keys."""
     if mode in (mixing.IDS, mixing.RANKS):
-        values = mixing.ranks_of(values) if mode == mixing.RANKS else mixing.news_of(values)
+        values = sequences.ranks_of(values) if mode == mixing.RANKS else sequences.news_of(values)
     size = max(256, 1 << int(values.size * 4).bit_length())
     costs = [_ideal(values, keys_a, size)]
     if keys_b.any():
@@ -54,12 +56,14 @@ def price(values: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray, mode: int)
 
 
 @njit(cache=True, nogil=True)
-def hits(values, keys, events):
+def hits(values: Any, keys: Any, events: Any) -> Any:
     """How often a value is the one that stood last with the same key and event."""
     last = np.full(1 << 14, np.int64(-1 << 60))
     n = 0
     for i in range(values.size):
-        h = (np.uint64(keys[i]) * np.uint64(0x9E3779B97F4A7C15)) ^ (np.uint64(events[i]) * np.uint64(0xD6E8FEB86659FD93))
+        h = (np.uint64(keys[i]) * np.uint64(0x9E3779B97F4A7C15)) ^ (
+            np.uint64(events[i]) * np.uint64(0xD6E8FEB86659FD93)
+        )
         at = np.int64((h ^ (h >> np.uint64(31))) & np.uint64((1 << 14) - 1))
         n += last[at] == values[i]
         last[at] = values[i]

@@ -121,7 +121,11 @@ def measure(
     for name in FLOORS:
         rows[name] = figures(get(name)(), x)
     rows[method.full_name()] = figures(method, x, budget)
-    told = provenance(method=method.to_dict(), budget=str(budget), on=Path(on).name if on else "a web server under a scripted load")
+    told = provenance(
+        method=method.to_dict(),
+        budget=str(budget),
+        on=Path(on).name if on else "a web server under a scripted load",
+    )
     return Report(rows, baseline="original", units=UNITS, provenance=told)
 
 

@@ -45,7 +45,9 @@ def block_text(raw: bytes, packed: Packed, k: int) -> bytes:
     return decode_structured(index, _columns(packed, k, data), "artefact")
 
 
-def find_lines(packed: Packed, pattern: str | bytes, regex: bool, ignore_case: bool) -> Iterator[tuple[int, bytes]]:
+def find_lines(
+    packed: Packed, pattern: str | bytes, regex: bool, ignore_case: bool
+) -> Iterator[tuple[int, bytes]]:
     """(number, line) of each line that holds the pattern, exactly those that a search of the whole text finds."""
     wanted = needle(pattern, regex, ignore_case)
     fixed = None if regex else (pattern.encode() if isinstance(pattern, str) else bytes(pattern))
@@ -76,7 +78,9 @@ def _in_text(text: bytes, wanted: re.Pattern[bytes], before: int) -> Iterator[tu
             yield number, line
 
 
-def _candidates(packed: Packed, k: int, fixed: bytes | None, fold: bool) -> Iterator[tuple[int, bytes | None]]:
+def _candidates(
+    packed: Packed, k: int, fixed: bytes | None, fold: bool
+) -> Iterator[tuple[int, bytes | None]]:
     """(lines, text) of each segment of a block; the text is None where the term cannot be."""
     raw = section(packed, f"{k}")
     if raw[:1] == bytes([PLAIN_BLOCK]):

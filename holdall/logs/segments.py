@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdall.errors import CorruptArtefact
-from holdall.logs import mixing
+from holdall.logs import mixing, sequences
 from holdall.logs.bytestreams import Cursor, varints
 from holdall.logs.groups import BY_KEY, DELTA, DICT, LEFT, NO_PARENT, SPARSE, Group, symbols
 
@@ -97,8 +97,8 @@ def encode_segment(segment: Segment, groups: list[Group], values: np.ndarray, fr
         parts = [_parts(segment, groups, g, k, values) for k, g in enumerate(members)]
         modes = _modes(groups, members)
         new = fresh[members]
-        columns = [np.concatenate(p) for p in zip(*parts, strict=True)]
-        streams.append(mixing.encode(*columns, modes, new))
+        mine, column, keys, parents = (np.concatenate(p) for p in zip(*parts, strict=True))
+        streams.append(mixing.encode(mine, column, keys, parents, modes, new))
         fresh[members] = new
     return varints([len(s) for s in streams]) + b"".join(streams)
 
@@ -110,14 +110,16 @@ def _modes(groups: list[Group], members: list[int]) -> np.ndarray:
 
 def _sparse(values: np.ndarray, keys: np.ndarray, base: int) -> bytes:
     """A column that hardly changes: only where it does, and to what."""
-    at = np.flatnonzero(values != mixing.last_of_key(values, keys, base))
+    at = np.flatnonzero(values != sequences.last_of_key(values, keys, base))
     if not at.size:
         return b""
     gaps, zero = np.diff(at, prepend=-1) - 1, np.zeros(2 * at.size, np.int64)
     told = values[at] - base
     both = np.concatenate([gaps, np.where(told < 0, -2 * told - 1, 2 * told)])
     column = np.repeat([0, 1], at.size)
-    return varints([at.size]) + mixing.encode(both, column, zero, zero, np.zeros(2, np.int64), np.zeros(2, np.int64))
+    return varints([at.size]) + mixing.encode(
+        both, column, zero, zero, np.zeros(2, np.int64), np.zeros(2, np.int64)
+    )
 
 
 def _unsparse(raw: bytes, keys: np.ndarray, base: int, path: str) -> np.ndarray:
@@ -137,10 +139,12 @@ def _unsparse(raw: bytes, keys: np.ndarray, base: int, path: str) -> np.ndarray:
     values = np.full(keys.size, base)
     changed[at] = True
     values[at] = base + np.where(told & 1, -((told + 1) >> 1), told >> 1)
-    return mixing.carry(values, changed, keys, base)
+    return sequences.carry(values, changed, keys, base)
 
 
-def _parts(segment: Segment, groups: list[Group], g: int, k: int, values: np.ndarray) -> tuple[np.ndarray, ...]:
+def _parts(
+    segment: Segment, groups: list[Group], g: int, k: int, values: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """Symbols, column number, and both keys of one group."""
     group, rows = groups[g], segment.rows[g]
     keys = segment.event_keys(g)
@@ -156,7 +160,9 @@ def decode_segment(raw: bytes, n: int, tables: Tables, groups: list[Group], fres
     cursor = Cursor(raw, path)
     sizes = [cursor.number(len(raw)) for _ in range(1 + len(tables.streams()))]
     zero = np.zeros(n, np.int64)
-    events = mixing.decode(cursor.take(sizes[0]), zero, zero, zero, np.array([mixing.EVENTS]), np.zeros(1, np.int64))
+    events = mixing.decode(
+        cursor.take(sizes[0]), zero, zero, zero, np.array([mixing.EVENTS]), np.zeros(1, np.int64)
+    )
     if events is None or (n and int(events.max()) >= tables.widths.size):
         raise CorruptArtefact(path, "its events contradict its templates")
     segment = Segment(tables, events)
@@ -170,16 +176,18 @@ def decode_segment(raw: bytes, n: int, tables: Tables, groups: list[Group], fres
         modes = _modes(groups, members)
         rows = [segment.rows[g] for g in members]
         columns = np.concatenate([np.full(r.size, k) for k, r in enumerate(rows)])
-        keys = [segment.event_keys(g) for g in members]
+        events_of = [segment.event_keys(g) for g in members]
         parents = [segment.parent_keys(g, groups[g].parent, values) for g in members]
         new = fresh[members]
-        got = mixing.decode(cursor.take(size), columns, np.concatenate(keys), np.concatenate(parents), modes, new)
+        got = mixing.decode(
+            cursor.take(size), columns, np.concatenate(events_of), np.concatenate(parents), modes, new
+        )
         if got is None:
             raise CorruptArtefact(path, "a column contradicts itself")
         fresh[members] = new
         edges = np.cumsum([0, *(r.size for r in rows)])
         for k, g in enumerate(members):
-            values[rows[k]] = _numbers(groups[g], got[edges[k] : edges[k + 1]], keys[k])
+            values[rows[k]] = _numbers(groups[g], got[edges[k] : edges[k + 1]], events_of[k])
     return segment, values
 
 
@@ -187,5 +195,5 @@ def _numbers(group: Group, got: np.ndarray, keys: np.ndarray) -> np.ndarray:
     if group.kind == DICT:
         return got
     if group.layout in (DELTA, BY_KEY):
-        return mixing.undo_steps(got, keys, group.base, group.layout == BY_KEY)
+        return sequences.undo_steps(got, keys, group.base, group.layout == BY_KEY)
     return got + group.base

@@ -49,7 +49,14 @@ def parse(text: np.ndarray, *, templates: bool, sample: float, theta: float, tar
     chosen, sampled = np.full(picked.size, -1, np.int64), 0
     if templates:
         patterns, chosen, sampled = tp.extract_templates(
-            lines.ids, firsts[picked], lasts[picked], counts, sample=sample, theta=theta, target=target, rounds=5
+            lines.ids,
+            firsts[picked],
+            lasts[picked],
+            counts,
+            sample=sample,
+            theta=theta,
+            target=target,
+            rounds=5,
         )
     bare = firsts[picked] == lasts[picked]
     if templates and bare.any():  # lines that are all header
@@ -62,7 +69,9 @@ def parse(text: np.ndarray, *, templates: bool, sample: float, theta: float, tar
     return parsed
 
 
-def _heads(lines: Lines, words: np.ndarray, headed: np.ndarray, length: int) -> tuple[list[np.ndarray], np.ndarray]:
+def _heads(
+    lines: Lines, words: np.ndarray, headed: np.ndarray, length: int
+) -> tuple[list[np.ndarray], np.ndarray]:
     """The header patterns (they differ in runs of separators only) and [n] which one a line has, -1 none."""
     which = np.full(lines.n, -1, np.int64)
     if not headed.any():
@@ -157,7 +166,9 @@ def _cut(lines: Lines, heads: list[np.ndarray], head_of: np.ndarray, patterns: l
                   head_stars + sum(int((p == STAR_ID).sum()) for p in patterns), column_of=column_of)  # fmt: skip
 
 
-def _extract(lines: Lines, whole: list[np.ndarray], events: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _extract(
+    lines: Lines, whole: list[np.ndarray], events: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flat, offsets, most = tp.flat(whole)
     stars = np.array([(p == STAR_ID).sum() for p in whole], np.int64)
     bounds = np.concatenate([[0], np.cumsum(stars[events])])

@@ -117,7 +117,7 @@ def _cluster(sample: list[tuple[np.ndarray, int]], theta: float) -> list[np.ndar
     coarse: dict[tuple[int, ...], list[np.ndarray]] = {}
     work = _WORK
     for ids, _ in sample:
-        masked = np.where(ids == tk.NUMBER, tk.STAR, ids).astype(np.int32)
+        masked = np.where(ids == tk.NUMBER, STAR_ID, ids).astype(np.int32)
         found = coarse.setdefault(_coarse(ids, often), [])
         for k, template in enumerate(found):
             work -= template.size * masked.size
@@ -135,7 +135,7 @@ def _cluster(sample: list[tuple[np.ndarray, int]], theta: float) -> list[np.ndar
 
 def _collapse(pattern: np.ndarray) -> np.ndarray:
     """Neighbouring stars are one."""
-    star = pattern == tk.STAR
+    star = pattern == STAR_ID
     keep = np.ones(pattern.size, bool)
     keep[1:] = ~(star[1:] & star[:-1])
     return pattern[keep]
@@ -178,15 +178,15 @@ def extract_templates(
 
 def _ordered(patterns: list[np.ndarray]) -> list[np.ndarray]:
     """Without doubles; the longest first, then those with the fewest stars."""
-    distinct = {p.tobytes(): p for p in patterns if (p != tk.STAR).any()}
-    return sorted(distinct.values(), key=lambda p: (-int((p != tk.STAR).sum()), int((p == tk.STAR).sum())))
+    distinct = {p.tobytes(): p for p in patterns if (p != STAR_ID).any()}
+    return sorted(distinct.values(), key=lambda p: (-int((p != STAR_ID).sum()), int((p == STAR_ID).sum())))
 
 
 def flat(patterns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
     """One array, where each begins, and the most stars."""
     offsets = np.cumsum([0, *(p.size for p in patterns)]).astype(np.int64)
     whole = np.concatenate([*patterns, np.empty(0, np.int32)]).astype(np.int32)
-    return whole, offsets, max((int((p == tk.STAR).sum()) for p in patterns), default=0)
+    return whole, offsets, max((int((p == STAR_ID).sum()) for p in patterns), default=0)
 
 
 def assign(ids: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, patterns: list[np.ndarray]) -> np.ndarray:

@@ -6,6 +6,8 @@ colons), or a run of one other byte. Its id is exact: 0..255 a single other byte
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -17,7 +19,7 @@ _DIGIT = np.array([48 <= b <= 57 for b in range(256)])
 
 
 @njit(cache=True, nogil=True)
-def split_lines(text):
+def split_lines(text: Any) -> Any:
     """[n + 1] where each line starts; the last entry is one past the text, a newline imagined at its end."""
     n = 0
     for b in text:
@@ -35,7 +37,7 @@ def split_lines(text):
 
 
 @njit(cache=True, nogil=True)
-def _hash(text, a, b):
+def _hash(text: Any, a: Any, b: Any) -> Any:
     h = np.uint64(0xCBF29CE484222325)
     for i in range(a, b):
         h = (h ^ np.uint64(text[i])) * np.uint64(0x100000001B3)
@@ -43,7 +45,7 @@ def _hash(text, a, b):
 
 
 @njit(cache=True, nogil=True)
-def _same(text, a, b, c):
+def _same(text: Any, a: Any, b: Any, c: Any) -> Any:
     for i in range(b - a):
         if text[a + i] != text[c + i]:
             return False
@@ -51,7 +53,7 @@ def _same(text, a, b, c):
 
 
 @njit(cache=True, nogil=True)
-def intern(text, starts, stops, keep):
+def intern(text: Any, starts: Any, stops: Any, keep: Any) -> Any:
     """Number equal spans alike, by first use. keep[i] False leaves a span out (-1).
 
     Returns the ids and, for each id, the index of the span that came first.
@@ -94,7 +96,7 @@ def intern(text, starts, stops, keep):
 
 
 @njit(cache=True, nogil=True)
-def _joins(text, i, start, stop, clocks):
+def _joins(text: Any, i: Any, start: Any, stop: Any, clocks: Any) -> Any:
     """Whether the separator at i stands inside a number: 10.251.43.21, 2005-06-03, 20:35:18,250."""
     if i == start or not _DIGIT[text[i - 1]]:
         return False
@@ -114,7 +116,7 @@ def _joins(text, i, start, stop, clocks):
 
 
 @njit(cache=True, nogil=True)
-def _runs(text, lines, starts, kinds, bounds, fill, clocks):
+def _runs(text: Any, lines: Any, starts: Any, kinds: Any, bounds: Any, fill: Any, clocks: Any) -> Any:
     """Count (fill False) or write the tokens of all lines; clocks: whether times and dates are one token."""
     n = 0
     for line in range(lines.size - 1):
@@ -143,13 +145,15 @@ def _runs(text, lines, starts, kinds, bounds, fill, clocks):
 
 
 @njit(cache=True, nogil=True)
-def _stops(starts, bounds, lines, stops):
+def _stops(starts: Any, bounds: Any, lines: Any, stops: Any) -> Any:
     for line in range(bounds.size - 1):
         for t in range(bounds[line], bounds[line + 1]):
             stops[t] = starts[t + 1] if t + 1 < bounds[line + 1] else lines[line + 1] - 1
 
 
-def tokenize(text: np.ndarray, lines: np.ndarray, clocks: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def tokenize(
+    text: np.ndarray, lines: np.ndarray, clocks: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Starts, stops and ids of all tokens, [T], and where each line's tokens begin, [n + 1]."""
     nothing = np.empty(0, np.int64)
     n = _runs(text, lines, nothing, nothing, nothing, False, clocks)
@@ -162,7 +166,7 @@ def tokenize(text: np.ndarray, lines: np.ndarray, clocks: bool) -> tuple[np.ndar
 
 
 @njit(cache=True, nogil=True)
-def line_hashes(ids, firsts, lasts):
+def line_hashes(ids: Any, firsts: Any, lasts: Any) -> Any:
     """A 64-bit hash of each line's token ids in [firsts, lasts): equal lines but for their numbers hash alike."""
     out = np.empty(firsts.size, np.uint64)
     for line in range(firsts.size):
@@ -175,7 +179,7 @@ def line_hashes(ids, firsts, lasts):
 
 
 @njit(cache=True, nogil=True)
-def match(ids, a, b, pattern, spans):
+def match(ids: Any, a: Any, b: Any, pattern: Any, spans: Any) -> Any:
     """Match tokens [a, b) with a template; spans[s] = the tokens of star s. Each star takes as few as it can.
 
     Going back to the last star only is enough for patterns of this kind, so the time is bounded by the product
@@ -202,7 +206,9 @@ def match(ids, a, b, pattern, spans):
 
 
 @njit(cache=True, nogil=True)
-def match_all(ids, firsts, lasts, todo, patterns, offsets, chosen, most):
+def match_all(
+    ids: Any, firsts: Any, lasts: Any, todo: Any, patterns: Any, offsets: Any, chosen: Any, most: Any
+) -> Any:
     """chosen[line] = the first template (in their order) that matches, for lines in `todo`."""
     spans = np.empty((most + 1, 2), np.int64)
     for k in range(todo.size):
@@ -222,7 +228,20 @@ def match_all(ids, firsts, lasts, todo, patterns, offsets, chosen, most):
 
 
 @njit(cache=True, nogil=True)
-def extract(ids, starts, stops, firsts, lasts, ends, chosen, patterns, offsets, bounds, most, out):
+def extract(
+    ids: Any,
+    starts: Any,
+    stops: Any,
+    firsts: Any,
+    lasts: Any,
+    ends: Any,
+    chosen: Any,
+    patterns: Any,
+    offsets: Any,
+    bounds: Any,
+    most: Any,
+    out: Any,
+) -> Any:
     """out[bounds[line] + s] = byte span of star s of each line. A line that does not match is marked in `bad`."""
     spans = np.empty((most + 1, 2), np.int64)
     bad = np.zeros(chosen.size, np.bool_)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def _digits(out, at, value, width):
+def _digits(out: Any, at: Any, value: Any, width: Any) -> Any:
     """Write `value` with leading zeros; False if it needs more than `width`."""
     for k in range(width - 1, -1, -1):
         out[at + k] = 48 + value % 10
@@ -16,7 +17,7 @@ def _digits(out, at, value, width):
 
 
 @njit(cache=True, nogil=True)
-def _integer(out, at, value):
+def _integer(out: Any, at: Any, value: Any) -> Any:
     start = at
     if value < 0:
         out[at] = 45
@@ -31,8 +32,7 @@ def _integer(out, at, value):
 
 
 @njit(cache=True, nogil=True)
-def weave(out, events, bounds, group_of, values, text, cuts, firsts, kinds, bases, words, ends, masks, mask_cuts,
-          widths, radices, form_cuts, last_newline):  # fmt: skip
+def weave(out: Any, events: Any, bounds: Any, group_of: Any, values: Any, text: Any, cuts: Any, firsts: Any, kinds: Any, bases: Any, words: Any, ends: Any, masks: Any, mask_cuts: Any, widths: Any, radices: Any, form_cuts: Any, last_newline: Any) -> Any:  # fmt: skip
     """Fill `out` with the lines; returns how many bytes, or -1 if they do not fit or a value is impossible.
 
     text[cuts[firsts[e] + s] : cuts[firsts[e] + s + 1] - 1]: literal s of event e. words[ends[d] : ends[d + 1]]: entry d
@@ -79,7 +79,18 @@ def weave(out, events, bounds, group_of, values, text, cuts, firsts, kinds, base
 
 
 @njit(cache=True, nogil=True)
-def _form(out, at, value, masks, m, size, widths, radices, low, high):
+def _form(
+    out: Any,
+    at: Any,
+    value: Any,
+    masks: Any,
+    m: Any,
+    size: Any,
+    widths: Any,
+    radices: Any,
+    low: Any,
+    high: Any,
+) -> Any:
     """Write the numbers of a form into its digits, from the right."""
     if value < 0:
         return False

@@ -38,7 +38,9 @@ class Xz(LogCodec):
     """
 
     name: ClassVar[str] = "xz"
-    paper: ClassVar[Paper] = Paper(0, "The .xz file format", "Collin", "https://tukaani.org/xz/xz-file-format.txt")
+    paper: ClassVar[Paper] = Paper(
+        0, "The .xz file format", "Collin", "https://tukaani.org/xz/xz-file-format.txt"
+    )
 
     preset: int = knob(9, "effort, 0 to 9, always extreme", other=0)
 

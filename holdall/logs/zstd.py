@@ -40,7 +40,9 @@ class Zstd(LogCodec):
     """
 
     name: ClassVar[str] = "zstd"
-    paper: ClassVar[Paper] = Paper(0, "Zstandard", "Collet and Kucherawy, RFC 8878", "https://www.rfc-editor.org/rfc/rfc8878")
+    paper: ClassVar[Paper] = Paper(
+        0, "Zstandard", "Collet and Kucherawy, RFC 8878", "https://www.rfc-editor.org/rfc/rfc8878"
+    )
 
     level: int = knob(19, "effort, 1 to 22", other=1)
 
@@ -55,7 +57,9 @@ class Zstd(LogCodec):
             raise CorruptArtefact("artefact", "it does not say how long it is")
         try:
             with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(section(packed, "0")) as f:
-                while len(raw) <= size and (piece := f.read(1 << 20)):  # never more than was packed, whatever it says
+                while len(raw) <= size and (
+                    piece := f.read(1 << 20)
+                ):  # never more than was packed, whatever it says
                     raw += piece
         except zstandard.ZstdError as fault:
             raise CorruptArtefact("artefact", f"its zstd stream does not decode ({fault})") from fault

@@ -15,7 +15,9 @@ def test_exact_on_everything(method, tmp_path):
     for name, x in quality.specimens().items():
         assert method.decode(method.encode(x)) == x, name
     (tmp_path / "a.log").write_bytes(server_log(500))
-    with method.encode(type(method).read_input(str(tmp_path / "a.log")), to=str(tmp_path / "a.hold")) as packed:
+    with method.encode(
+        type(method).read_input(str(tmp_path / "a.log")), to=str(tmp_path / "a.hold")
+    ) as packed:
         assert method.decode(packed) == server_log(500)
 
 

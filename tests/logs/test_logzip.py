@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from holdall import get
 from holdall.errors import BudgetError, CorruptArtefact
 from holdall.logs import Logzip, quality
-from holdall.logs.structure import parse
 from holdall.packed import Packed
 
 
@@ -32,13 +31,21 @@ def server_log(lines: int, seed: int = 0) -> bytes:
         a, b = rng.choice(nodes), rng.choice(nodes)
         kind = rng.random()
         if kind < 0.4:
-            out.append(f"{head} INFO dfs.DataXceiver: Receiving block blk_{block} src: /{a}:{rng.randrange(30000, 60000)} dest: /{b}:50010")
+            out.append(
+                f"{head} INFO dfs.DataXceiver: Receiving block blk_{block} src: /{a}:{rng.randrange(30000, 60000)} dest: /{b}:50010"
+            )
         elif kind < 0.7:
-            out.append(f"{head} INFO dfs.PacketResponder: PacketResponder {i % 3} for block blk_{block} terminating")
+            out.append(
+                f"{head} INFO dfs.PacketResponder: PacketResponder {i % 3} for block blk_{block} terminating"
+            )
         elif kind < 0.95:
-            out.append(f"{head} INFO dfs.FSNamesystem: blockMap updated: {a}:50010 is added to blk_{block} size 67108864")
+            out.append(
+                f"{head} INFO dfs.FSNamesystem: blockMap updated: {a}:50010 is added to blk_{block} size 67108864"
+            )
         else:
-            out.append(f"{head} WARN dfs.DataNode: Slow flush took {rng.randrange(300, 4000)} ms on /mnt/d{rng.randrange(4)}")
+            out.append(
+                f"{head} WARN dfs.DataNode: Slow flush took {rng.randrange(300, 4000)} ms on /mnt/d{rng.randrange(4)}"
+            )
     return "\n".join(out).encode() + b"\n"
 
 
@@ -119,7 +126,9 @@ def test_never_much_larger_than_xz(kind):
         "numbers": b"\n".join(b"%d" % n for n in rng.integers(0, 1 << 60, 9000)),
     }[kind]
     header = 700  # of any .hold file
-    assert Logzip().encode(raw).nbytes <= 1.01 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) + header
+    assert (
+        Logzip().encode(raw).nbytes <= 1.01 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) + header
+    )
 
 
 def test_a_budget_that_cannot_be_met_names_the_least():
@@ -154,7 +163,9 @@ def test_a_hostile_index_raises():
         target = bad if which else bytearray(data)
         target[rng.randrange(len(target))] ^= 1 << rng.randrange(8)
         try:
-            got = blocks.decode_structured(bytes(target) if which else index, data if which else bytes(target), "t")
+            got = blocks.decode_structured(
+                bytes(target) if which else index, data if which else bytes(target), "t"
+            )
         except CorruptArtefact:
             continue
         wrong += got != raw

@@ -32,7 +32,9 @@ def test_short_terms(term):
     assert list(Logzip().grep(PACKED, term)) == expected(term.encode())
 
 
-@pytest.mark.parametrize("pattern", [r"blk_-?\d+5 size", r"^0811.* WARN", r"PacketResponder [02] ", r"terminating$", "x|y"])
+@pytest.mark.parametrize(
+    "pattern", [r"blk_-?\d+5 size", r"^0811.* WARN", r"PacketResponder [02] ", r"terminating$", "x|y"]
+)
 def test_regular_expressions(pattern):
     wanted = [(i, x) for i, x in enumerate(LINES, 1) if re.search(pattern.encode(), x)]
     assert list(Logzip().grep(PACKED, pattern, regex=True)) == wanted
@@ -78,7 +80,9 @@ def test_columns_of_a_block_without_the_term_are_not_read(tmp_path):
     import random
 
     rng = random.Random(3)
-    raw = b"".join(b"%d job %d of unit %016x\n" % (i, rng.randrange(9), rng.getrandbits(64)) for i in range(12_000))
+    raw = b"".join(
+        b"%d job %d of unit %016x\n" % (i, rng.randrange(9), rng.getrandbits(64)) for i in range(12_000)
+    )
     with Logzip().encode(raw, to=str(tmp_path / "a.hold")) as packed:
         assert "0c" in packed.arrays
         whole = packed.nbytes - packed.arrays.section("0c").stop + packed.arrays.section("0c").start
