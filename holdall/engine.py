@@ -91,6 +91,8 @@ class Engine:
         shape = Shape.of(json_file(source.files, "config.json"), item)
         memory_bytes = None if limit is None else limit.bytes
         engine = cls(source, Tokenizer(source.files), shape, memory_bytes, kv, Budget.parse(kv_budget))
+        if limit is not None:
+            give_memory_back()
         engine._used = resident_bytes() - base
         return engine
 
@@ -147,12 +149,8 @@ class Engine:
         assert self.memory is not None
         least: list[int] = []
         for option in plans:
-            left = self.memory - self._used - option.total
             try:
-                if left <= 0:
-                    least.append(self._used + option.total + 1)
-                    continue
-                self._load(left)
+                self._load(max(1, self.memory - self._used - option.total))
             except BudgetError as short:
                 least.append(self._used + option.total + int(str(short.least)))
                 continue
@@ -182,6 +180,8 @@ class Engine:
         if dtype is not torch.float32:  # what packed tables give out is float32
             self.net.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.to(dtype))
         slice_mlps(self.net)
+        if left is not None:
+            give_memory_back()
         self.stats.open_seconds = time.perf_counter() - start
 
     def _cache(self, tokens: int) -> Any:
