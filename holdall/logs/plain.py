@@ -39,7 +39,7 @@ def contest(raw: bytes, structured: int | None) -> bytes | None:
     strong = len(bs.press(LZMA, sample))
     gain = strong / max(1, len(zstandard.ZstdCompressor(level=9).compress(sample)))
     least = min(len(best), structured if structured is not None else len(raw))
-    if len(sample) == len(raw) or least > 0.9 * gain * fast:
+    if len(sample) == len(raw) or least > 0.97 * gain * fast:
         exact = bs.press(LZMA, raw)
         if len(exact) < len(best):
             best, kernel = exact, LZMA

@@ -32,14 +32,7 @@ def _logit(squash: np.ndarray) -> np.ndarray:
     return (np.searchsorted(squash, middles).clip(0, 5600) - 2800).astype(np.int32)
 
 
-def _bits(squash: np.ndarray) -> np.ndarray:
-    """-log2(p) for p (12 bit), in 1/65536 of a bit: only for prices, never in a file."""
-    p = (np.arange(4097) + 0.5) / 4097
-    return np.round(-np.log2(p) * 65536).astype(np.int64)
-
-
 SQUASH = _logistic()  # [5601] 16-bit probability by log-odds * 256
 STRETCH = _logit(SQUASH)  # [4096] log-odds * 256 by 12-bit probability
-ENTROPY = _bits(SQUASH)  # [4097]
 RATE = np.array([65536 * 10 // (10 * n + 16) for n in range(64)], np.int64)  # a counter's step after n sights
 RATE[40:] = RATE[40]
