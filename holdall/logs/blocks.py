@@ -17,7 +17,7 @@ from holdall.logs.structure import Parsed, parse, without_parameters
 from holdall.logs.weaving import weave
 
 _OWN_STREAM = 256  # rows from which a group has a stream of its own
-_SEGMENT, _SMALL = 512, 8 << 20  # lines of a segment; blocks of fewer bytes are one segment
+_SEGMENT, _SMALL = 512, 1 << 16  # lines of a segment; blocks of fewer lines are one segment
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def encode_structured(raw: bytes, how: Recipe) -> tuple[bytes, bytes, dict[str, 
     big = [g for g, w in enumerate(words) if len(w) >= OWN_TEXT]
     index = Index(len(raw), raw[-1:] != b"\n", xxhash.xxh3_64_digest(raw), tables, groups, np.empty(0, np.uint8),
                   np.empty(0, np.uint8), [len(g.spans) for g in groups], [], [], [], [], [], big)  # fmt: skip
-    data = _encode_segments(index, parsed, values, big, _segment_lines(how, len(raw), parsed.events.size))
+    data = _encode_segments(index, parsed, values, big, _segment_lines(how, parsed.events.size))
     if how.lossy:
         index.literals = np.frombuffer(lines_of([x for row in parsed.literals for x in row]), np.uint8)
         index.words = np.frombuffer(b"".join(words), np.uint8)
@@ -68,11 +68,11 @@ def encode_structured(raw: bytes, how: Recipe) -> tuple[bytes, bytes, dict[str, 
     return write_index(index, parsed, words), data, found
 
 
-def _segment_lines(how: Recipe, size: int, lines: int) -> int:
+def _segment_lines(how: Recipe, lines: int) -> int:
     """Small blocks are one segment: every further one costs some bytes, and saves little time."""
     if how.segment:
         return how.segment
-    return _SEGMENT if size >= _SMALL else max(1, lines)
+    return _SEGMENT if lines >= _SMALL else max(1, lines)
 
 
 def _encode_segments(index: Index, parsed: Parsed, values: np.ndarray, big: list[int], step: int) -> bytes:

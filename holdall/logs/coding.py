@@ -68,8 +68,8 @@ def decide(
     total = np.int64(0)
     for j in range(CONTEXTS):
         total += (weights[chosen, j] * lean[j]) >> 16
-    p = np.int64(SQUASH[np.uint64(min(max(total, -2800), 2800) + 2800)])
-    p = min(max(p, 16), 65520)
+    p = np.int64(SQUASH[np.uint64(min(max(total, np.int64(-2800)), np.int64(2800)) + 2800)])
+    p = min(max(p, np.int64(16)), np.int64(65520))
     bit = _code(state, data, p, bit)
     miss = (65536 * bit - p) * _STEP
     goal = 65535 * bit

@@ -77,7 +77,7 @@ class Logzip(LogCodec):
     target: float = knob(0.99, "share of matched lines at which the rounds end", paper=0.9, other=0.0)
     block: int = knob(32 << 20, "text of one block", unit="bytes", other=16 << 10)
     segment: int = knob(
-        0, "lines unpacked together by a search; 0: 512 in blocks over 8 MB, else all", other=300
+        0, "lines unpacked together by a search; 0: 512 in blocks of 65,536 or more, else all", other=300
     )
     lossy: bool = knob(False, "drop parameters rather than miss the budget", other=True)
     workers: int = knob(1, "blocks packed at once", other=2, changes="nothing")

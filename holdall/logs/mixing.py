@@ -72,7 +72,12 @@ def _guess(state: Any, data: Any, slots: Any, weights: Any, hashes: Any, at: Any
         bit = -1 if decode else np.int64(mine == by_b)
         if decide(state, data, slots, weights, hashes, at, lean, 15, 0, bit) == 1:
             return by_b
-    if asks & BY_A and second >= 0 and not (asks & BY_B and second == by_b) and not (ranked and second >= WINDOW):
+    if (
+        asks & BY_A
+        and second >= 0
+        and not (asks & BY_B and second == by_b)
+        and not (ranked and second >= WINDOW)
+    ):
         bit = -1 if decode else np.int64(mine == second)
         if decide(state, data, slots, weights, hashes, at, lean, 14, 1, bit) == 1:
             return second
@@ -135,7 +140,9 @@ def run(state: Any, data: Any, slots: Any, weights: Any, values: Any, columns: A
         mine = rank if mode == RANKS else value  # what guesses are compared with
         guess = _guess(state, data, slots, weights, hashes, at, lean, modes[c], mine, by_b, second)
         if guess < 0:
-            value, rank = _tell(state, data, slots, weights, single, hashes, at, lean, value, rank, fresh[c], mode)
+            value, rank = _tell(
+                state, data, slots, weights, single, hashes, at, lean, value, rank, fresh[c], mode
+            )
         elif mode == RANKS:
             rank = guess
         else:

@@ -14,6 +14,7 @@ zstandard = lazy("zstandard", extra="logs")
 
 _SAMPLE = 256 << 10
 _SURE = 0.45  # of what zstd -9 needs: below it no general kernel was ever seen
+_LZMA = 0.58  # of zstd -9: lzma was never seen to need less
 _LONG_LINE = 8192
 
 
@@ -25,6 +26,15 @@ def has_structure(raw: bytes) -> bool:
     return len(raw) >= 64 and odd * 50 <= head.size and head.size <= _LONG_LINE * lines
 
 
+def _lzma_may_win(raw: bytes, least: int, fast: int) -> bool:
+    """Whether lzma, going as far beyond zstd -9 on all of the block as on a sample of it, would be smaller."""
+    if len(raw) <= 2 * _SAMPLE:
+        return True
+    sample = raw[len(raw) // 2 :][:_SAMPLE]
+    gain = len(bs.press(LZMA, sample)) / max(1, len(zstandard.ZstdCompressor(level=9).compress(sample)))
+    return least > 0.97 * gain * fast
+
+
 def contest(raw: bytes, structured: int | None) -> bytes | None:
     """The block under the best general kernel, or None if `structured` bytes are fewer.
 
@@ -33,13 +43,9 @@ def contest(raw: bytes, structured: int | None) -> bytes | None:
     fast = len(zstandard.ZstdCompressor(level=9).compress(raw))
     if structured is not None and structured < _SURE * fast:
         return None
-    best = bs.press(PPMD + 16, raw)
-    kernel = PPMD + 16
-    sample = raw[len(raw) // 2 :][:_SAMPLE] if len(raw) > 2 * _SAMPLE else raw
-    strong = len(bs.press(LZMA, sample))
-    gain = strong / max(1, len(zstandard.ZstdCompressor(level=9).compress(sample)))
+    best, kernel = bs.press(PPMD + 16, raw), PPMD + 16
     least = min(len(best), structured if structured is not None else len(raw))
-    if len(sample) == len(raw) or least > 0.97 * gain * fast:
+    if least > _LZMA * fast and _lzma_may_win(raw, least, fast):
         exact = bs.press(LZMA, raw)
         if len(exact) < len(best):
             best, kernel = exact, LZMA

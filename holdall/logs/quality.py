@@ -15,9 +15,14 @@ from holdall.report import Report, provenance
 
 FLOORS: tuple[str, ...] = ("logs.none", "logs.zstd", "logs.xz")
 UNITS = {"bytes": "B", "pack_mb_per_cpu_second": "MB/s", "unpack_mb_per_cpu_second": "MB/s"}
-_SAID = [(f"{what} %d {how} %d",) for what in ("cache lookup of shard", "slow query over table", "session token for user",
-         "upstream connection to node") for how in ("took this many ms:", "was retried, attempts so far:",
-         "was refused by policy number")]  # fmt: skip
+_SUBJECTS = (
+    "cache lookup of shard",
+    "slow query over table",
+    "session token for user",
+    "upstream link to node",
+)
+_FATES = ("took this many ms:", "was retried, attempts so far:", "was refused by policy number")
+_SAID = [f"{subject} %d {fate} %d" for subject in _SUBJECTS for fate in _FATES]
 
 
 def specimens() -> dict[str, bytes]:
@@ -58,7 +63,7 @@ def real() -> bytes:
         def do_GET(self) -> None:
             i = len(lines)
             if i % 5 == 0:
-                self.log_message(*_SAID[i // 5 % len(_SAID)], i * 31 % 77, i % 13)
+                self.log_message(_SAID[i // 5 % len(_SAID)], i * 31 % 77, i % 13)
             if "missing" in self.path:
                 self.send_error(404)
                 return

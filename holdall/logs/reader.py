@@ -117,7 +117,7 @@ class LogWriter(io.BufferedIOBase):
 
     def __init__(self, url: str, codec: LogCodec):
         self._url, self._codec = url, codec
-        self._spool = tempfile.TemporaryFile()
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
 
     def writable(self) -> bool:
         return True

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from holdall.logs import matching
 from holdall.logs import templates as tp
 from holdall.logs import tokens as tk
 from holdall.logs.templates import STAR_ID, Lines
@@ -114,7 +115,7 @@ def _refine(
 
 def _split(lines: Lines, words: np.ndarray, a: int, b: int, pattern: np.ndarray) -> np.ndarray | None:
     spans = np.empty((int((pattern == STAR_ID).sum()) + 1, 2), np.int64)
-    if not tk.match(lines.ids, a, b, pattern, spans):
+    if not matching.match(lines.ids, a, b, pattern, spans):
         return None
     out, s, changed = [], 0, False
     for i in pattern:
@@ -173,8 +174,8 @@ def _extract(
     stars = np.array([(p == STAR_ID).sum() for p in whole], np.int64)
     bounds = np.concatenate([[0], np.cumsum(stars[events])])
     spans = np.zeros((int(bounds[-1]), 2), np.int64)
-    bad = tk.extract(lines.ids, lines.starts, lines.stops, lines.bounds[:-1], lines.bounds[1:], lines.edges[1:] - 1,
-                     events, flat, offsets, bounds, most, spans)  # fmt: skip
+    bad = matching.extract(lines.ids, lines.starts, lines.stops, lines.bounds[:-1], lines.bounds[1:],
+                     lines.edges[1:] - 1, events, flat, offsets, bounds, most, spans)  # fmt: skip
     return bounds, spans, bad
 
 
@@ -228,5 +229,7 @@ def without_parameters(parsed: Parsed) -> Parsed:
         literals.append(pieces)
         columns.append(left)
     before = np.concatenate([[0], np.cumsum(kept)])
-    return Parsed(parsed.text, parsed.events, parsed.spans[kept], before[parsed.bounds], literals, columns,
-                  parsed.headers, parsed.raw_column, parsed.matched, parsed.sampled, parsed.column_of[kept])  # fmt: skip
+    return Parsed(
+        parsed.text, parsed.events, parsed.spans[kept], before[parsed.bounds], literals, columns,
+        parsed.headers, parsed.raw_column, parsed.matched, parsed.sampled, parsed.column_of[kept],
+    )  # fmt: skip

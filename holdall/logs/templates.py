@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from holdall.logs import matching
 from holdall.logs import tokens as tk
 from holdall.logs.alignment import STAR as STAR_ID
 from holdall.logs.alignment import common_pattern
@@ -193,4 +194,4 @@ def assign(ids: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, patterns: lis
     """[lines] the first pattern that matches each, or -1."""
     whole, offsets, most = flat(patterns)
     chosen = np.full(firsts.size, -1, np.int64)
-    return tk.match_all(ids, firsts, lasts, np.arange(firsts.size), whole, offsets, chosen, most)
+    return matching.match_all(ids, firsts, lasts, np.arange(firsts.size), whole, offsets, chosen, most)

@@ -1,7 +1,8 @@
 """Byte loops over a block of lines (numba): lines, tokens, template matching, interning, and putting lines back.
 
 A token is a run of letters and digits (bytes above 127 count as letters; a number keeps its dots, and a time its
-colons), or a run of one other byte. Its id is exact: 0..255 a single other byte, `NUMBER` any run that holds a digit, `WORDS` and above the interned rest.
+colons), or a run of one other byte. Its id is exact: 0 to 255 for a single other byte, `NUMBER` for any run that
+holds a digit, `WORDS` and above for the rest, interned.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from numba import njit
 
 NUMBER = 256
 WORDS = 257
-STAR = -1  # in a template: any run of tokens, none included
 _WORD = np.array([chr(b).isalnum() or b > 127 if b < 128 else True for b in range(256)])
 _DIGIT = np.array([48 <= b <= 57 for b in range(256)])
 
@@ -46,7 +46,7 @@ def _hash(text: Any, a: Any, b: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _same(text: Any, a: Any, b: Any, c: Any) -> Any:
-    for i in range(b - a):
+    for i in range(b - a):  # noqa: SIM110 (numba compiles this, and no generator)
         if text[a + i] != text[c + i]:
             return False
     return True
@@ -129,12 +129,12 @@ def _runs(text: Any, lines: Any, starts: Any, kinds: Any, bounds: Any, fill: Any
                 while i < stop and (_WORD[text[i]] or _joins(text, i, a, stop, clocks)):
                     digit = digit or _DIGIT[text[i]]
                     i += 1
-                kind = NUMBER if digit else WORDS
+                kind = np.int64(NUMBER if digit else WORDS)
             else:
                 i += 1
                 while i < stop and text[i] == text[a]:
                     i += 1
-                kind = np.int64(text[a]) if i - a == 1 else WORDS
+                kind = np.int64(text[a] if i - a == 1 else WORDS)
             if fill:
                 starts[n], kinds[n] = a, kind
             n += 1
@@ -176,86 +176,3 @@ def line_hashes(ids: Any, firsts: Any, lasts: Any) -> Any:
             h ^= h >> np.uint64(32)
         out[line] = h
     return out
-
-
-@njit(cache=True, nogil=True)
-def match(ids: Any, a: Any, b: Any, pattern: Any, spans: Any) -> Any:
-    """Match tokens [a, b) with a template; spans[s] = the tokens of star s. Each star takes as few as it can.
-
-    Going back to the last star only is enough for patterns of this kind, so the time is bounded by the product
-    of the two lengths.
-    """
-    t, p, star, held, s = a, 0, -1, a, -1
-    m = pattern.size
-    while t < b or p < m:
-        if p < m and pattern[p] == STAR:
-            s += 1
-            spans[s, 0] = spans[s, 1] = t
-            star, held = p, t
-            p += 1
-        elif p < m and t < b and pattern[p] == ids[t]:
-            p += 1
-            t += 1
-        elif star >= 0 and held < b:
-            held += 1
-            t, p = held, star + 1
-            spans[s, 1] = held
-        else:
-            return False
-    return True
-
-
-@njit(cache=True, nogil=True)
-def match_all(
-    ids: Any, firsts: Any, lasts: Any, todo: Any, patterns: Any, offsets: Any, chosen: Any, most: Any
-) -> Any:
-    """chosen[line] = the first template (in their order) that matches, for lines in `todo`."""
-    spans = np.empty((most + 1, 2), np.int64)
-    for k in range(todo.size):
-        line = todo[k]
-        a, b = firsts[line], lasts[line]
-        for p in range(offsets.size - 1):
-            pattern = patterns[offsets[p] : offsets[p + 1]]
-            if pattern.size and b > a:
-                if pattern[0] != STAR and pattern[0] != ids[a]:
-                    continue
-                if pattern[-1] != STAR and pattern[-1] != ids[b - 1]:
-                    continue
-            if match(ids, a, b, pattern, spans):
-                chosen[line] = p
-                break
-    return chosen
-
-
-@njit(cache=True, nogil=True)
-def extract(
-    ids: Any,
-    starts: Any,
-    stops: Any,
-    firsts: Any,
-    lasts: Any,
-    ends: Any,
-    chosen: Any,
-    patterns: Any,
-    offsets: Any,
-    bounds: Any,
-    most: Any,
-    out: Any,
-) -> Any:
-    """out[bounds[line] + s] = byte span of star s of each line. A line that does not match is marked in `bad`."""
-    spans = np.empty((most + 1, 2), np.int64)
-    bad = np.zeros(chosen.size, np.bool_)
-    for line in range(chosen.size):
-        pattern = patterns[offsets[chosen[line]] : offsets[chosen[line] + 1]]
-        a, b = firsts[line], lasts[line]
-        if not match(ids, a, b, pattern, spans):
-            bad[line] = True
-            continue
-        for s in range(bounds[line + 1] - bounds[line]):
-            x, y = spans[s, 0], spans[s, 1]
-            o = bounds[line] + s
-            if x == y:
-                out[o, 0] = out[o, 1] = starts[x] if x < b else ends[line]
-            else:
-                out[o, 0], out[o, 1] = starts[x], stops[y - 1]
-    return bad

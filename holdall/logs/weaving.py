@@ -32,7 +32,11 @@ def _integer(out: Any, at: Any, value: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def weave(out: Any, events: Any, bounds: Any, group_of: Any, values: Any, text: Any, cuts: Any, firsts: Any, kinds: Any, bases: Any, words: Any, ends: Any, masks: Any, mask_cuts: Any, widths: Any, radices: Any, form_cuts: Any, last_newline: Any) -> Any:  # fmt: skip
+def weave(
+    out: Any, events: Any, bounds: Any, group_of: Any, values: Any, text: Any, cuts: Any, firsts: Any, kinds: Any,
+    bases: Any, words: Any, ends: Any, masks: Any, mask_cuts: Any, widths: Any, radices: Any, form_cuts: Any,
+    last_newline: Any,
+) -> Any:  # fmt: skip
     """Fill `out` with the lines; returns how many bytes, or -1 if they do not fit or a value is impossible.
 
     text[cuts[firsts[e] + s] : cuts[firsts[e] + s + 1] - 1]: literal s of event e. words[ends[d] : ends[d + 1]]: entry d

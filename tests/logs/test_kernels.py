@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdall.logs import Logzip, alignment, bytestreams, digits, mixing, sequences, tables
+from holdall.logs import Logzip, alignment, bytestreams, digits, matching, mixing, sequences, tables
 from holdall.logs import tokens as tk
 
 _IDS = st.lists(st.integers(0, 40), min_size=1, max_size=300)
@@ -120,7 +120,8 @@ def test_tokens_join_to_the_line(raw):
 
 
 @pytest.mark.parametrize(("text", "wanted"), [
-    (b"10.251.43.21:50010", [b"10.251.43.21", b":", b"50010"]), (b"2005-06-03 20:35:18,250", [b"2005-06-03", b" ", b"20:35:18,250"]),
+    (b"10.251.43.21:50010", [b"10.251.43.21", b":", b"50010"]),
+    (b"2005-06-03 20:35:18,250", [b"2005-06-03", b" ", b"20:35:18,250"]),
     (b"blk_-160", [b"blk", b"_", b"-", b"160"]), (b"a..b", [b"a", b"..", b"b"]),
 ])  # fmt: skip
 def test_what_a_token_is(text, wanted):
@@ -135,7 +136,7 @@ def test_matching_is_complete(pattern, ids):
     pattern = [p for k, p in enumerate(pattern) if p != -1 or k == 0 or pattern[k - 1] != -1]
     truth = re.fullmatch("".join("[12]*" if p == -1 else str(p) for p in pattern), "".join(map(str, ids)))
     spans = np.zeros((10, 2), np.int64)
-    got = tk.match(np.array(ids, np.int32), 0, len(ids), np.array(pattern, np.int32), spans)
+    got = matching.match(np.array(ids, np.int32), 0, len(ids), np.array(pattern, np.int32), spans)
     assert got == (truth is not None)
     if got:  # the spans and the constants make the line again
         out, s = [], 0
@@ -155,7 +156,7 @@ def test_a_common_pattern_matches_both(a, b):
     spans = np.zeros((30, 2), np.int64)
     assert alike == (pattern >= 0).sum() and longer == max(len(a), len(b))
     for ids in (a, b):
-        assert tk.match(np.array(ids, np.int32), 0, len(ids), pattern, spans)
+        assert matching.match(np.array(ids, np.int32), 0, len(ids), pattern, spans)
 
 
 def columns() -> dict[str, list[str]]:
