@@ -43,8 +43,15 @@ def press(kernel: int, raw: bytes) -> bytes:
         return brotli.compress(raw, quality=11, lgwin=24)
     coder = pyppmd.Ppmd8Encoder(kernel - PPMD, _memory(len(raw)), pyppmd.PPMD8_RESTORE_METHOD_RESTART)
     packed = bytes(coder.encode(raw) + coder.flush())
-    # pyppmd 1.3.1 was seen to write streams that it cannot read back (its Ppmd7, order 16): never trust, always look
-    return packed if _ppmd(kernel - PPMD, packed, len(raw)) == raw else raw + b"\0"
+    return packed if _reads_back(kernel - PPMD, packed, raw) else raw + b"\0"  # longer than raw: never chosen
+
+
+def _reads_back(order: int, packed: bytes, raw: bytes) -> bool:
+    """pyppmd 1.3.1 was seen to write streams that it cannot read (Ppmd7 and Ppmd8), so each one is tried."""
+    try:
+        return _ppmd(order, packed, len(raw)) == raw
+    except (ValueError, SystemError, MemoryError):
+        return False
 
 
 def pack(raw: bytes, kernels: tuple[int, ...] | None = None) -> tuple[int, bytes]:

@@ -32,7 +32,8 @@ def server_log(lines: int, seed: int = 0) -> bytes:
         kind = rng.random()
         if kind < 0.4:
             out.append(
-                f"{head} INFO dfs.DataXceiver: Receiving block blk_{block} src: /{a}:{rng.randrange(30000, 60000)} dest: /{b}:50010"
+                f"{head} INFO dfs.DataXceiver: Receiving block blk_{block} "
+                f"src: /{a}:{rng.randrange(30000, 60000)} dest: /{b}:50010"
             )
         elif kind < 0.7:
             out.append(
