@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from holdall.budget import Budget
 from holdall.dropins.tokenizer import Message, Tokenizer, json_file
-from holdall.engine_plan import CHUNK, Plan, Shape, Source, give_memory_back, libraries, plan, slice_mlps
+from holdall.engine_plan import CHUNK, Plan, Shape, Source, libraries, plan, slice_mlps
 from holdall.engine_text import Chooser, Text
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
+from holdall.memory import return_early
 from holdall.meter import resident_bytes
 from holdall.optional import lazy
 
@@ -84,7 +85,7 @@ class Engine:
             raise BadInput("kv budget", str(kv_budget), "a kv method that holds it (--with kv.snapkv)")
         libraries(path)
         if limit is not None:
-            give_memory_back()
+            return_early()
         base = resident_bytes()
         source = Source.of(path)
         item = source.item if limit is not None or source.packed is None else 4
@@ -92,7 +93,7 @@ class Engine:
         memory_bytes = None if limit is None else limit.bytes
         engine = cls(source, Tokenizer(source.files), shape, memory_bytes, kv, Budget.parse(kv_budget))
         if limit is not None:
-            give_memory_back()
+            return_early()
         engine._used = resident_bytes() - base
         return engine
 
@@ -181,7 +182,7 @@ class Engine:
             self.net.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.to(dtype))
         slice_mlps(self.net)
         if left is not None:
-            give_memory_back()
+            return_early()
         self.stats.open_seconds = time.perf_counter() - start
 
     def _cache(self, tokens: int) -> Any:

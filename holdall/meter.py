@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from holdall.memory import release
+
 _SELF = Path("/proc/self")
 _SAMPLE_SECONDS = 0.005
 
@@ -40,6 +42,7 @@ class Meter:
     def __enter__(self) -> Self:
         self._tracker = _tracker() if self._want_joules else None
         gc.collect()
+        release()  # a later block could hide in pages that an earlier one left behind
         self._io = _io()
         self._peak = _Peak()
         _gpu_reset()

@@ -32,7 +32,7 @@ from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.kv.hook import Step
 from holdall.kv.layer import LayerState
-from holdall.kv.release import release
+from holdall.memory import release
 from holdall.report import Report, provenance
 
 

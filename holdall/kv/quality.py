@@ -236,7 +236,7 @@ def _mean(found: list[dict[str, float]]) -> dict[str, float]:
 def reading_cost(net: Any, ids: list[int], method: KVSelector | None, budget: Spend) -> dict[str, float]:
     """Peak memory and CPU seconds of reading the text into a cache, which shrinks on the way."""
     from holdall.dropins.transformers import Cache
-    from holdall.kv.release import release
+    from holdall.memory import release
     from holdall.meter import Meter
 
     release()

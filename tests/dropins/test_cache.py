@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from holdall import BadInput, BudgetError
 from holdall.dropins.transformers import Cache
 from holdall.kv import Everything, KVSelector, Random, Recent, SnapKV
-from holdall.kv.release import release
+from holdall.memory import release
 from holdall.meter import Meter, resident_bytes
 
 _SHAPE: dict[str, Any] = {
