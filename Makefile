@@ -1,7 +1,7 @@
 # make demo and make test do everything on a fresh machine; the rest is for those who work here.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --log .venv/install.log -c constraints.txt
+PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
 ROOMS := logs weights kv
 
 .PHONY: demo test lint format bench docs clean $(addprefix bench-,$(ROOMS))

@@ -175,7 +175,7 @@ def test_a_hostile_index_raises():
 
 @pytest.mark.slow
 def test_a_stream_packs_in_bounded_memory(tmp_path):
-    """Four times the stream, the same memory: blocks come and go."""
+    """36 MB more of stream, at most the writer's 8 MiB more of memory: blocks come and go."""
     piece = server_log(20_000)
     script = (
         "import sys, hashlib, holdall\n"
@@ -199,7 +199,7 @@ def test_a_stream_packs_in_bounded_memory(tmp_path):
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
-    assert peaks[1] < 1.25 * peaks[0], peaks
+    assert peaks[1] < peaks[0] + (16 << 20), peaks
 
 
 def test_golden_bytes_decode_for_ever():
