@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from holdall import Packed, Report, __version__
 from holdall.optional import need
@@ -28,11 +29,11 @@ STAGE = ROOT / "build" / "demo"
 LOG = ROOT / ".venv" / "install.log"
 HOLD = STAGE / "smollm2.hold"
 BUDGET = "70MB"  # of the file: all that is needed, tokenizer and configuration included
-MEMORY = "200MB"  # for running it: weights, context and workspace
+MEMORY = "220MB"  # for running it: weights, context and workspace
 KV = "25%"
 SERVED = ("42MB", "45MB", "48MB", "51MB", "54MB", "57MB", "60MB", "63MB", "66MB", "70MB")
-TOPICS = ("raise", "with", "try")
-QUESTION = "What does a raise statement do when no expressions are present? Answer in one sentence."
+TOPICS = ("with", "raise", "binary")  # of the Python language reference, about 2,700 tokens
+QUESTION = "Question: what does the raise statement do?"
 WINDOWS, WINDOW = 4, 512  # of held-out text, for perplexity
 
 
@@ -63,17 +64,18 @@ def recipe() -> dict[str, Any]:
 
 
 def passage() -> Path:
-    """Some pages of the Python language reference, about 3,500 tokens, that nothing was calibrated on."""
     from pydoc_data.topics import topics
 
     path = STAGE / "reference.txt"
-    path.write_text("\n\n".join(topics[name].strip() for name in TOPICS))
+    path.write_text(
+        "\n\n".join(["Here is a chapter of a manual.", *(topics[name].strip() for name in TOPICS)])
+    )
     return path
 
 
 def ask_it() -> None:
     heading(f"2. Asked about a long text, from that one file, within {MEMORY}; its context held at {KV}")
-    tail = ["--memory", MEMORY, "--kv", KV, "--with", "kv.snapkv", "-n", "60", QUESTION]
+    tail = ["--memory", MEMORY, "--kv", KV, "--with", "kv.snapkv", "-n", "24", QUESTION]
     holdall("run", str(HOLD), *tail, stdin=passage())
 
 
@@ -81,19 +83,27 @@ def keep_the_log() -> dict[str, dict[str, float]]:
     """Pack, grep and unpack the log of this environment's own installation."""
     heading("3. A real log: what pip wrote while it installed this")
     packed, back = STAGE / "install.log.hold", STAGE / "install.log"
-    holdall("pack", str(LOG), "--with", "logs.logzip", "-o", str(packed))
+    original = LOG.read_bytes()
+    sizes, key = STAGE / "log.json", xxhash.xxh3_128_hexdigest(original)
+    told = json.loads(sizes.read_text()) if sizes.exists() else {}
+    if told.get("log") == key:
+        say(f"{packed.name} is there from the last run")
+    else:
+        holdall("pack", str(LOG), "--with", "logs.logzip", "-o", str(packed))
     holdall("grep", "-n", "Successfully installed", str(packed), cut=150)
     holdall("unpack", str(packed), "-o", str(back))
-    original = LOG.read_bytes()
     assert back.read_bytes() == original, "the log came back changed"
     say(f"unpacked: the same {len(original):,} bytes")
-    zstd = need("zstandard", "logs").ZstdCompressor(level=19)
-    return {
-        "pip's log": {"bytes": len(original)},
-        "zstd -19": {"bytes": len(zstd.compress(original))},
-        "xz -9e": {"bytes": len(lzma.compress(original, preset=9 | lzma.PRESET_EXTREME))},
-        "logs.logzip": {"bytes": packed.stat().st_size},
-    }
+    if told.get("log") != key:
+        zstd = need("zstandard", "logs").ZstdCompressor(level=19)
+        told = {
+            "log": key,
+            "zstd -19": len(zstd.compress(original)),
+            "xz -9e": len(lzma.compress(original, preset=9 | lzma.PRESET_EXTREME)),
+        }
+        sizes.write_text(json.dumps(told))
+    found = {"pip's log": len(original), **told, "logs.logzip": packed.stat().st_size}
+    return {name: {"bytes": size} for name, size in found.items() if name != "log"}
 
 
 def measured() -> dict[str, Any]:
@@ -119,7 +129,7 @@ def measured() -> dict[str, Any]:
 
 def running(model: str, *options: str) -> dict[str, float]:
     """Memory and speed of answering the same question, in a process of its own."""
-    command = [sys.executable, "-m", "holdall", "run", model, *options, "-n", "40", "--json", QUESTION]
+    command = [sys.executable, "-m", "holdall", "run", model, *options, "-n", "24", "--json", QUESTION]
     with passage().open() as text:
         done = subprocess.run(command, stdin=text, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
