@@ -15,7 +15,11 @@ zstandard = lazy("zstandard", extra="logs")
 _SAMPLE = 256 << 10
 _TASTE = 32 << 10  # bytes on which a kernel shows how it compares with zstd
 _SURE = 0.58  # of what zstd -9 needs: lzma was never seen to need less, and PPMd hardly ever
-_GAIN = 0.8  # what a kernel can gain on zstd -9 from the sample to all of a block; seen: .77 for PPMd, .84 for lzma
+_LEAST = 0.6  # of zstd -3: what zstd -9 needs at least; seen: .69
+_GAIN = {
+    PPMD + 16: 0.85,
+    LZMA: 0.8,
+}  # the most of zstd -9 that a kernel gains from a sample to all; seen: .84 for lzma
 _LONG_LINE = 8192
 
 
@@ -27,9 +31,9 @@ def has_structure(raw: bytes) -> bool:
     return len(raw) >= 64 and odd * 50 <= head.size and head.size <= _LONG_LINE * lines
 
 
-def _fast(raw: bytes) -> int:
-    """Bytes of zstd -9 that sees as far back as xz does."""
-    told = zstandard.ZstdCompressionParameters.from_level(9, window_log=26, enable_ldm=len(raw) > 4 << 20)
+def _fast(raw: bytes, level: int = 9) -> int:
+    """Bytes of a zstd that sees as far back as xz does."""
+    told = zstandard.ZstdCompressionParameters.from_level(level, window_log=26, enable_ldm=len(raw) > 4 << 20)
     return len(zstandard.ZstdCompressor(compression_params=told).compress(raw))
 
 
@@ -38,7 +42,7 @@ def _may_win(kernel: int, raw: bytes, least: int, fast: int) -> bool:
     if len(raw) <= 2 * _TASTE:
         return True
     sample = raw[len(raw) // 2 :][:_TASTE]
-    return _GAIN * len(bs.press(kernel, sample)) / _fast(sample) * fast < least
+    return _GAIN[kernel] * len(bs.press(kernel, sample)) / _fast(sample) * fast < least
 
 
 def contest(raw: bytes, structured: int | None) -> bytes | None:
@@ -46,6 +50,8 @@ def contest(raw: bytes, structured: int | None) -> bytes | None:
 
     A kernel that cannot win is not tried: zstd -9 costs little, and on a sample tells how far others go beyond it.
     """
+    if structured is not None and structured < _SURE * _LEAST * _fast(raw, 3):
+        return None
     fast = _fast(raw)
     if structured is not None and structured < _SURE * fast:
         return None

@@ -13,7 +13,7 @@ from holdall.logs.alignment import common_pattern
 
 _LONGEST = 4000  # tokens: longer lines are not aligned with others
 _CLUSTERS = 40  # templates that one coarse cluster may open before lines go to the next round
-_WORK = 60_000_000  # cells of alignment a round, about 0.2 s
+_WORK = 20_000_000  # cells of alignment a round, about 0.07 s
 _FLOOR = 1000  # lines a round at least: 1 % of a small log says nothing
 
 
