@@ -17,6 +17,36 @@ def common_pattern(a: Any, b: Any) -> Any:
 
     Words weigh more than separators, so that the alignment holds on to what the program's author wrote.
     """
+    lead, tail = _same_ends(a, b)
+    out = np.empty(a.size + b.size + 1, np.int32)
+    out[:lead] = a[:lead]
+    words_a, words_b = (a >= _WORDS).sum(), (b >= _WORDS).sum()
+    alike = (a[:lead] >= _WORDS).sum() + (a[a.size - tail :] >= _WORDS).sum()
+    k, more = _between(a[lead : a.size - tail], b[lead : b.size - tail], out, lead)
+    alike += more
+    out[k : k + tail] = a[a.size - tail :]
+    k += tail
+    if words_a == 0 and words_b == 0:  # no words at all: alike when the separators are
+        return out[:k].copy(), (out[:k] != STAR).sum(), max((a != STAR).sum(), (b != STAR).sum())
+    return out[:k].copy(), alike, max(words_a, words_b)
+
+
+@njit(cache=True, nogil=True)
+def _same_ends(a: Any, b: Any) -> Any:
+    """How many tokens are the same at both beginnings, and then at both ends: those need no search."""
+    least, lead, tail = min(a.size, b.size), 0, 0
+    while lead < least and a[lead] == b[lead] and a[lead] != STAR:
+        lead += 1
+    while (
+        tail < least - lead and a[a.size - 1 - tail] == b[b.size - 1 - tail] and a[a.size - 1 - tail] != STAR
+    ):
+        tail += 1
+    return lead, tail
+
+
+@njit(cache=True, nogil=True)
+def _between(a: Any, b: Any, out: Any, k: Any) -> Any:
+    """Write the common pattern of `a` and `b` to `out` from `k` on; where it ends, and words in common."""
     n, m = a.size, b.size
     best = np.zeros((n + 1, m + 1), np.int32)
     for i in range(n - 1, -1, -1):
@@ -25,8 +55,7 @@ def common_pattern(a: Any, b: Any) -> Any:
             if a[i] == b[j] and a[i] != STAR:
                 here = max(here, best[i + 1, j + 1] + (4 if a[i] >= _WORDS else 1))
             best[i, j] = here
-    out = np.empty(n + m + 1, np.int32)
-    i, j, k, alike, gap = 0, 0, 0, 0, False
+    i, j, alike, gap = 0, 0, 0, False
     while i < n and j < m:
         weight = 4 if a[i] >= _WORDS else 1
         if a[i] == b[j] and a[i] != STAR and best[i, j] == best[i + 1, j + 1] + weight:
@@ -48,7 +77,4 @@ def common_pattern(a: Any, b: Any) -> Any:
     if gap or i < n or j < m:
         out[k] = STAR
         k += 1
-    words_a, words_b = (a >= _WORDS).sum(), (b >= _WORDS).sum()
-    if words_a == 0 and words_b == 0:  # no words at all: alike when the separators are
-        return out[:k].copy(), (out[:k] != STAR).sum(), max((a != STAR).sum(), (b != STAR).sum())
-    return out[:k].copy(), alike, max(words_a, words_b)
+    return k, alike

@@ -47,7 +47,7 @@ def encode_structured(raw: bytes, how: Recipe) -> tuple[bytes, bytes, dict[str, 
     alone = np.array([g.rows.size >= _OWN_STREAM for g in groups], bool)
     alone[home[: parsed.headers]] = True
     heads = [sum(c < parsed.headers for c in row) for row in parsed.columns]
-    tables = Tables.of(heads, parsed.columns, home, alone)
+    tables = Tables.of(heads, parsed.columns, home, alone, np.zeros(alone.size, bool))
     values = np.zeros(parsed.column_of.size, np.int64)
     for g in groups:
         values[g.rows] = g.values

@@ -15,9 +15,9 @@ brotli = lazy("brotli", extra="logs")
 pyppmd = lazy("pyppmd", extra="logs")
 zstandard = lazy("zstandard", extra="logs")
 
-_SAMPLE = 48 << 10
+_SAMPLE = 16 << 10
 STORED, ZSTD, LZMA, BROTLI, NUMBERS, PPMD = 0, 1, 2, 3, 4, 16  # PPMd of order n is 16 + n
-_ORDERS = (2, 3, 5, 8, 16)
+_ORDERS = (2, 4, 16)
 
 
 def _memory(size: int) -> int:
@@ -32,7 +32,7 @@ def _filters(size: int) -> list[dict[str, int]]:
 
 
 def press(kernel: int, raw: bytes) -> bytes:
-    """`raw` under one kernel."""
+    """`raw` under one kernel; whether PPMd can read it again is not known yet."""
     if kernel == STORED:
         return raw
     if kernel == ZSTD:
@@ -42,32 +42,52 @@ def press(kernel: int, raw: bytes) -> bytes:
     if kernel == BROTLI:
         return brotli.compress(raw, quality=11, lgwin=24)
     coder = pyppmd.Ppmd8Encoder(kernel - PPMD, _memory(len(raw)), pyppmd.PPMD8_RESTORE_METHOD_RESTART)
-    packed = bytes(coder.encode(raw) + coder.flush())
-    return packed if _reads_back(kernel - PPMD, packed, raw) else raw + b"\0"  # longer than raw: never chosen
+    return bytes(coder.encode(raw) + coder.flush())
 
 
-def _reads_back(order: int, packed: bytes, raw: bytes) -> bool:
-    """pyppmd 1.3.1 was seen to write streams that it cannot read (Ppmd7 and Ppmd8), so each one is tried."""
+def smallest(raw: bytes, made: dict[int, bytes]) -> tuple[int, bytes]:
+    """The smallest of what kernels made of `raw` that can be read again, else `raw` itself."""
+    for kernel in sorted(made, key=lambda k: len(made[k])):
+        if len(made[kernel]) >= len(raw):
+            break
+        if _reads_back(kernel, made[kernel], raw):
+            return kernel, made[kernel]
+    return STORED, raw
+
+
+def _reads_back(kernel: int, packed: bytes, raw: bytes) -> bool:
+    """pyppmd 1.3.1 was seen to write streams that it cannot read (Ppmd7 and Ppmd8), so those kept are tried."""
+    if kernel < PPMD:
+        return True
     try:
-        return _ppmd(order, packed, len(raw)) == raw
+        return _ppmd(kernel - PPMD, packed, len(raw)) == raw
     except (ValueError, SystemError, MemoryError):
         return False
 
 
-def pack(raw: bytes, kernels: tuple[int, ...] | None = None) -> tuple[int, bytes]:
-    """The kernel that packs `raw` (or its beginning) smallest, and what it made."""
+def pack(raw: bytes, kernels: tuple[int, ...] | None = None, spare: int = 0) -> tuple[int, bytes]:
+    """The kernel that packs `raw` (or its beginning) smallest, and what it made.
+
+    zstd, which unpacks ten times as fast, may take `spare` bytes more.
+    """
     if not raw:
         return STORED, b""
     if len(raw) > 4096 and kernels is None and (planes := _planes(raw)) is not None:
-        least = min(len(press(k, raw)) for k in (PPMD + 2, PPMD + 5))
-        if len(planes) < 1.02 * least:  # they also unpack a hundred times as fast
+        sample = raw[: raw.find(b"\n", min(_SAMPLE, len(raw) - 1)) + 1]
+        least = min(len(press(k, sample)) for k in (PPMD + 2, PPMD + 5)) / len(sample)
+        if len(planes) < 1.02 * least * len(raw):  # they also unpack a hundred times as fast
             return NUMBERS, planes
     sample = raw[:_SAMPLE]
     tried = kernels or tuple(PPMD + n for n in _ORDERS) + ((BROTLI,) if len(raw) < 6000 else ())
     made = {k: press(k, sample) for k in tried}
-    best = min(made, key=lambda k: len(made[k]))
-    out = made[best] if len(sample) == len(raw) else press(best, raw)
-    return (best, out) if len(out) < len(raw) else (STORED, raw)
+    if len(sample) < len(raw):
+        best = min(made, key=lambda k: len(made[k]))
+        made = {best: press(best, raw)}
+    if spare:
+        quick = press(ZSTD, raw)
+        if len(quick) < len(raw) and len(quick) <= min(map(len, made.values())) + spare:
+            return ZSTD, quick
+    return smallest(raw, made)
 
 
 def _planes(raw: bytes) -> bytes | None:

@@ -63,3 +63,21 @@ def naive_read_varints(raw: bytes) -> list[int]:
 def naive_write_lines(values: np.ndarray) -> bytes:
     """`write_lines`, slowly."""
     return b"".join(b"%d\n" % v for v in values.tolist())
+
+
+@njit(cache=True, nogil=True)
+def tour_edges(numbers: Any, segments: Any, new: Any, lists: Any) -> Any:
+    """[segments, lists + 1] where each segment's lists begin and end; empty if the numbers do not fit.
+
+    A segment but the first has `new` numbers, then each has `lists` times a count and as many numbers.
+    """
+    out, at = np.empty((segments, lists + 1), np.int64), 0
+    for k in range(segments):
+        at += new if k else 0
+        out[k, 0] = at
+        for j in range(lists):
+            if at >= numbers.size or numbers[at] < 0 or numbers[at] > numbers.size - at - 1:
+                return out[:0]
+            at += numbers[at] + 1
+            out[k, j + 1] = at
+    return out if at <= numbers.size else out[:0]

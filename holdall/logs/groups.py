@@ -156,14 +156,16 @@ def _alike(
 def choose_layouts(groups: list[Group], segment: Segment, values: np.ndarray) -> None:
     """For each group the layout, and the column whose value says most about it, that measure smallest."""
     fields = int(segment.tables.heads.max(initial=0))
+    for g in np.flatnonzero(segment.tables.alone).tolist():
+        mine = values[segment.rows[g]]
+        changes = int((mine != sequences.last_of_key(mine, segment.event_keys(g), groups[g].base)).sum())
+        if changes * 100 <= mine.size:
+            groups[g].layout, segment.tables.sparse[g] = SPARSE, True
+    segment.order_streams()
     for g, group in enumerate(groups):
+        if group.layout == SPARSE:
+            continue
         every = segment.rows[g]
-        if segment.tables.alone[g]:
-            keys = segment.event_keys(g)
-            changes = int((values[every] != sequences.last_of_key(values[every], keys, group.base)).sum())
-            if changes * 100 <= every.size:
-                group.layout = SPARSE
-                continue
         rows = segment.rows[g] = every[:SAMPLE]
         mine, events = values[rows], segment.event_keys(g)
         options = {p: segment.parent_keys(g, p, values) for p in range(LEFT, 2 + fields)}

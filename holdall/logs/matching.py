@@ -38,6 +38,43 @@ def match(ids: Any, a: Any, b: Any, pattern: Any, spans: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
+def split_stars(
+    ids: Any, words: Any, a: Any, b: Any, pattern: Any, spans: Any, most: Any, number: Any, out: Any
+) -> Any:
+    """The template with each star that holds several tokens, mostly numbers, cut into its words and separators.
+
+    Returns its size in `out`; 0 where nothing is cut or tokens [a, b) do not match. Neighbouring stars are one.
+    """
+    if not match(ids, a, b, pattern, spans):
+        return 0
+    s, k, changed = 0, 0, False
+    for p in range(pattern.size):
+        x, y = a, a
+        if pattern[p] == STAR:
+            x, y = spans[s, 0], spans[s, 1]
+            s += 1
+        numbers, named = 0, 0
+        for t in range(x, y):
+            numbers += ids[t] == number
+            named += words[t]
+        if 1 < y - x <= most and numbers * 2 > named:
+            changed = True
+            for t in range(x, y):
+                k = _put(out, k, STAR if words[t] else ids[t])
+        else:
+            k = _put(out, k, pattern[p])
+    return k if changed else 0
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _put(out: Any, k: Any, token: Any) -> Any:
+    if token == STAR and k > 0 and out[k - 1] == STAR:
+        return k
+    out[k] = token
+    return k + 1
+
+
+@njit(cache=True, nogil=True)
 def match_all(
     ids: Any, firsts: Any, lasts: Any, todo: Any, patterns: Any, offsets: Any, chosen: Any, most: Any
 ) -> Any:

@@ -13,8 +13,13 @@ from holdall.optional import lazy
 zstandard = lazy("zstandard", extra="logs")
 
 _SAMPLE = 256 << 10
-_SURE = 0.45  # of what zstd -9 needs: below it no general kernel was ever seen
-_LZMA = 0.58  # of zstd -9: lzma was never seen to need less
+_TASTE = 32 << 10  # bytes on which a kernel shows how it compares with zstd
+_SURE = 0.58  # of what zstd -9 needs: lzma was never seen to need less, and PPMd hardly ever
+_LEAST = 0.6  # of zstd -3: what zstd -9 needs at least; seen: .69
+_GAIN = {
+    PPMD + 16: 0.85,
+    LZMA: 0.8,
+}  # the most of zstd -9 that a kernel gains from a sample to all; seen: .84 for lzma
 _LONG_LINE = 8192
 
 
@@ -26,31 +31,38 @@ def has_structure(raw: bytes) -> bool:
     return len(raw) >= 64 and odd * 50 <= head.size and head.size <= _LONG_LINE * lines
 
 
-def _lzma_may_win(raw: bytes, least: int, fast: int) -> bool:
-    """Whether lzma, going as far beyond zstd -9 on all of the block as on a sample of it, would be smaller."""
-    if len(raw) <= 2 * _SAMPLE:
+def _fast(raw: bytes, level: int = 9) -> int:
+    """Bytes of a zstd that sees as far back as xz does."""
+    told = zstandard.ZstdCompressionParameters.from_level(level, window_log=26, enable_ldm=len(raw) > 4 << 20)
+    return len(zstandard.ZstdCompressor(compression_params=told).compress(raw))
+
+
+def _may_win(kernel: int, raw: bytes, least: int, fast: int) -> bool:
+    """Whether the kernel, if it gains on zstd on all of the block what it can, would be smaller than `least`."""
+    if len(raw) <= 2 * _TASTE:
         return True
-    sample = raw[len(raw) // 2 :][:_SAMPLE]
-    gain = len(bs.press(LZMA, sample)) / max(1, len(zstandard.ZstdCompressor(level=9).compress(sample)))
-    return least > 0.97 * gain * fast
+    sample = raw[len(raw) // 2 :][:_TASTE]
+    return _GAIN[kernel] * len(bs.press(kernel, sample)) / _fast(sample) * fast < least
 
 
 def contest(raw: bytes, structured: int | None) -> bytes | None:
     """The block under the best general kernel, or None if `structured` bytes are fewer.
 
-    What is certain is not tried: zstd -9 costs little, and on a sample tells how far lzma goes beyond it.
+    A kernel that cannot win is not tried: zstd -9 costs little, and on a sample tells how far others go beyond it.
     """
-    fast = len(zstandard.ZstdCompressor(level=9).compress(raw))
+    if structured is not None and structured < _SURE * _LEAST * _fast(raw, 3):
+        return None
+    fast = _fast(raw)
     if structured is not None and structured < _SURE * fast:
         return None
-    best, kernel = bs.press(PPMD + 16, raw), PPMD + 16
-    least = min(len(best), structured if structured is not None else len(raw))
-    if least > _LZMA * fast and _lzma_may_win(raw, least, fast):
-        exact = bs.press(LZMA, raw)
-        if len(exact) < len(best):
-            best, kernel = exact, LZMA
-    if len(best) >= len(raw):
-        best, kernel = raw, STORED
+    made: dict[int, bytes] = {}
+    for kernel in (PPMD + 16, LZMA):
+        least = min([structured or len(raw), *map(len, made.values())])
+        if least >= _SURE * fast and _may_win(kernel, raw, least, fast):
+            made[kernel] = bs.press(kernel, raw)
+    if structured is not None and all(len(x) >= structured for x in made.values()):
+        return None
+    kernel, best = bs.smallest(raw, made)
     block = varints([PLAIN_BLOCK, kernel, len(raw)]) + best
     return block if structured is None or len(block) < structured else None
 

@@ -133,8 +133,11 @@ def _holding(index: Index, word: bytes, literals: bytes, words: bytes) -> set[in
 
 def _told(steps: list[np.ndarray], ids: np.ndarray) -> set[int]:
     """Segments whose list (told as steps) has one of `ids`."""
-    listed = np.concatenate([np.cumsum(s) - 1 for s in steps])
-    owner = np.repeat(np.arange(len(steps)), [s.size for s in steps])
+    sizes = np.array([s.size for s in steps])
+    listed = np.concatenate([[0], np.cumsum(np.concatenate(steps))])
+    before = listed[np.cumsum(sizes) - sizes]  # each list begins anew
+    owner = np.repeat(np.arange(len(steps)), sizes)
+    listed = listed[1:] - before[owner] - 1
     return set(owner[np.isin(listed, ids)].tolist())
 
 

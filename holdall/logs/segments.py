@@ -22,18 +22,21 @@ class Tables:
     columns: np.ndarray  # all events' columns, one after the other
     home: np.ndarray  # [columns] group
     alone: np.ndarray  # [groups] whether it has a stream of its own
+    sparse: np.ndarray  # [groups] whether only its changes are kept: all of those share the first stream
 
     @classmethod
-    def of(cls, heads: list[int], columns: list[list[int]], home: np.ndarray, alone: np.ndarray) -> Tables:
+    def of(cls, heads: list[int], columns: list[list[int]], home: np.ndarray, alone: np.ndarray,
+           sparse: np.ndarray) -> Tables:  # fmt: skip
         widths = np.array([len(c) for c in columns], np.int64)
         flat = np.array([c for row in columns for c in row] or [0], np.int64)
         offsets = np.concatenate([[0], np.cumsum(widths)[:-1]]).astype(np.int64)
-        return cls(np.array(heads, np.int64), widths, offsets, flat, home, alone)
+        return cls(np.array(heads, np.int64), widths, offsets, flat, home, alone, sparse)
 
     def streams(self) -> list[list[int]]:
         """Groups of each stream, in the order in which they are coded."""
-        shared = np.flatnonzero(~self.alone).tolist()
-        return [[int(g)] for g in np.flatnonzero(self.alone)] + ([shared] if shared else [])
+        sparse, shared = np.flatnonzero(self.sparse).tolist(), np.flatnonzero(~self.alone).tolist()
+        own = [[int(g)] for g in np.flatnonzero(self.alone & ~self.sparse)]
+        return [x for x in (sparse, *own, shared) if x]
 
 
 class Segment:
@@ -51,9 +54,12 @@ class Segment:
         order = np.argsort(self.group_of, kind="stable")
         edges = np.searchsorted(self.group_of[order], np.arange(tables.alone.size + 1))
         self.rows = [order[edges[g] : edges[g + 1]] for g in range(tables.alone.size)]
-        streams = tables.streams()
-        self.stream_of = np.zeros(tables.alone.size, np.int64)
-        for s, members in enumerate(streams):
+        self.order_streams()
+
+    def order_streams(self) -> None:
+        """Which stream a group is in; anew when it becomes known which groups are sparse."""
+        self.stream_of = np.zeros(self.tables.alone.size, np.int64)
+        for s, members in enumerate(self.tables.streams()):
             self.stream_of[members] = s
 
     def event_keys(self, g: int) -> np.ndarray:
@@ -90,9 +96,7 @@ def encode_segment(segment: Segment, groups: list[Group], values: np.ndarray, fr
     streams = [events]
     for members in segment.tables.streams():
         if groups[members[0]].layout == SPARSE:
-            g = members[0]
-            rows = segment.rows[g]
-            streams.append(_sparse(values[rows], segment.event_keys(g), groups[g].base))
+            streams.append(_sparse(segment, groups, members, values))
             continue
         parts = [_parts(segment, groups, g, k, values) for k, g in enumerate(members)]
         modes = _modes(groups, members)
@@ -108,38 +112,55 @@ def _modes(groups: list[Group], members: list[int]) -> np.ndarray:
     return np.array(made, np.int64)
 
 
-def _sparse(values: np.ndarray, keys: np.ndarray, base: int) -> bytes:
-    """A column that hardly changes: only where it does, and to what."""
-    at = np.flatnonzero(values != sequences.last_of_key(values, keys, base))
-    if not at.size:
+def _sparse(segment: Segment, groups: list[Group], members: list[int], values: np.ndarray) -> bytes:
+    """Columns that hardly change: only where they do, and to what. One stream, for each alone is a few bytes."""
+    counts, told = [], []
+    for g in members:
+        mine, base = values[segment.rows[g]], groups[g].base
+        at = np.flatnonzero(mine != sequences.last_of_key(mine, segment.event_keys(g), base))
+        counts.append(int(at.size))
+        if at.size:
+            new = mine[at] - base
+            told += [np.diff(at, prepend=-1) - 1, np.where(new < 0, -2 * new - 1, 2 * new)]
+    if not told:
         return b""
-    gaps, zero = np.diff(at, prepend=-1) - 1, np.zeros(2 * at.size, np.int64)
-    told = values[at] - base
-    both = np.concatenate([gaps, np.where(told < 0, -2 * told - 1, 2 * told)])
-    column = np.repeat([0, 1], at.size)
-    return varints([at.size]) + mixing.encode(
-        both, column, zero, zero, np.zeros(2, np.int64), np.zeros(2, np.int64)
-    )
+    column, zero = _sparse_columns(counts)
+    modes, fresh = np.zeros((2, 2 * len(members)), np.int64)
+    return varints(counts) + mixing.encode(np.concatenate(told), column, zero, zero, modes, fresh)
 
 
-def _unsparse(raw: bytes, keys: np.ndarray, base: int, path: str) -> np.ndarray:
-    if not raw:
-        return np.full(keys.size, base)
+def _sparse_columns(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Columns 2k and 2k + 1 are the places and the values of member k; and as many zeros."""
+    column = np.repeat(np.arange(2 * len(counts)), np.repeat(counts, 2))
+    return column, np.zeros(column.size, np.int64)
+
+
+def _unsparse(
+    raw: bytes, segment: Segment, groups: list[Group], members: list[int], values: np.ndarray, path: str
+) -> None:
+    """Fill the values of the sparse groups."""
     cursor = Cursor(raw, path)
-    n = cursor.number(keys.size)
-    zero, column = np.zeros(2 * n, np.int64), np.repeat([0, 1], n)
-    got = mixing.decode(raw[cursor.at :], column, zero, zero, np.zeros(2, np.int64), np.zeros(2, np.int64))
-    if got is None or (n and int(got[:n].max()) >= keys.size):
+    counts = [cursor.number(segment.rows[g].size) if raw else 0 for g in members]
+    column, zero = _sparse_columns(counts)
+    modes, fresh = np.zeros((2, 2 * len(members)), np.int64)
+    got = mixing.decode(raw[cursor.at :], column, zero, zero, modes, fresh) if column.size else zero
+    if got is None:
         raise CorruptArtefact(path, "a column contradicts itself")
-    at = np.cumsum(got[:n] + 1) - 1
-    if n and int(at[-1]) >= keys.size:
-        raise CorruptArtefact(path, "a column contradicts itself")
-    told = got[n:]
-    changed = np.zeros(keys.size, np.bool_)
-    values = np.full(keys.size, base)
-    changed[at] = True
-    values[at] = base + np.where(told & 1, -((told + 1) >> 1), told >> 1)
-    return sequences.carry(values, changed, keys, base)
+    edge = 0
+    for g, n in zip(members, counts, strict=True):
+        rows, base = segment.rows[g], groups[g].base
+        gaps, new = got[edge : edge + n], got[edge + n : edge + 2 * n]
+        edge += 2 * n
+        if not n:
+            values[rows] = base
+            continue
+        at = np.cumsum(np.minimum(gaps, rows.size) + 1) - 1
+        if int(at[-1]) >= rows.size:
+            raise CorruptArtefact(path, "a column contradicts itself")
+        changed, mine = np.zeros(rows.size, np.bool_), np.full(rows.size, base)
+        changed[at] = True
+        mine[at] = base + np.where(new & 1, -((new + 1) >> 1), new >> 1)
+        values[rows] = sequences.carry(mine, changed, segment.event_keys(g), base)
 
 
 def _parts(
@@ -169,9 +190,7 @@ def decode_segment(raw: bytes, n: int, tables: Tables, groups: list[Group], fres
     values = np.zeros(segment.column_of.size, np.int64)
     for members, size in zip(tables.streams(), sizes[1:], strict=True):
         if groups[members[0]].layout == SPARSE:
-            g = members[0]
-            keys = segment.event_keys(g)
-            values[segment.rows[g]] = _unsparse(cursor.take(size), keys, groups[g].base, path)
+            _unsparse(cursor.take(size), segment, groups, members, values, path)
             continue
         modes = _modes(groups, members)
         rows = [segment.rows[g] for g in members]

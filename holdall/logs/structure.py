@@ -100,9 +100,10 @@ def _refine(
         return patterns, chosen
     least = max(24, int(0.0005 * counts.sum()))
     finer: dict[tuple[int, bytes], list[int]] = {}
+    spans = np.empty((max(p.size for p in patterns) + 1, 2), np.int64)
     often = np.argsort(-np.where(chosen >= 0, counts, -1), kind="stable")[:_REFINED]
     for k in often[chosen[often] >= 0]:
-        split = _split(lines, words, firsts[k], lasts[k], patterns[chosen[k]])
+        split = _split(lines, words, firsts[k], lasts[k], patterns[chosen[k]], spans)
         if split is not None:
             finer.setdefault((int(chosen[k]), split.tobytes()), []).append(int(k))
     patterns, chosen = list(patterns), chosen.copy()
@@ -113,25 +114,12 @@ def _refine(
     return patterns, chosen
 
 
-def _split(lines: Lines, words: np.ndarray, a: int, b: int, pattern: np.ndarray) -> np.ndarray | None:
-    spans = np.empty((int((pattern == STAR_ID).sum()) + 1, 2), np.int64)
-    if not matching.match(lines.ids, a, b, pattern, spans):
-        return None
-    out, s, changed = [], 0, False
-    for i in pattern:
-        if i != STAR_ID:
-            out.append(int(i))
-            continue
-        x, y = spans[s]
-        s += 1
-        ids = lines.ids[x:y]
-        named = words[x:y]
-        if 1 < y - x <= _SPLIT_TOKENS and (ids == tk.NUMBER).sum() * 2 > named.sum():
-            out.extend(STAR_ID if w else int(i) for i, w in zip(ids, named, strict=True))
-            changed = True
-        else:
-            out.append(STAR_ID)
-    return tp._collapse(np.array(out, np.int32)) if changed else None
+def _split(
+    lines: Lines, words: np.ndarray, a: int, b: int, pattern: np.ndarray, spans: np.ndarray
+) -> np.ndarray | None:
+    out = np.empty(pattern.size + b - a, np.int32)
+    size = matching.split_stars(lines.ids, words, a, b, pattern, spans, _SPLIT_TOKENS, tk.NUMBER, out)
+    return out[:size] if size else None
 
 
 def _cut(lines: Lines, heads: list[np.ndarray], head_of: np.ndarray, patterns: list[np.ndarray],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from holdall.logs.alignment import common_pattern
 
 _LONGEST = 4000  # tokens: longer lines are not aligned with others
 _CLUSTERS = 40  # templates that one coarse cluster may open before lines go to the next round
-_WORK = 60_000_000  # cells of alignment a round, about 0.2 s
+_WORK = 20_000_000  # cells of alignment a round, about 0.07 s
 _FLOOR = 1000  # lines a round at least: 1 % of a small log says nothing
 
 
@@ -103,23 +102,17 @@ def has_form(lines: Lines, words: np.ndarray, length: int) -> np.ndarray:
     return fits
 
 
-def _coarse(ids: np.ndarray, often: Counter[int]) -> tuple[int, ...]:
-    """The three globally most frequent words of a line: lines of one statement share them."""
-    ranked = sorted({int(i) for i in ids if i >= tk.WORDS}, key=lambda i: (-often[i], i))
-    return tuple(ranked[:3])
-
-
 def _cluster(sample: list[tuple[np.ndarray, int]], theta: float) -> list[np.ndarray]:
     """Divisive by frequent words, then streaming by longest common subsequence."""
-    often: Counter[int] = Counter()
-    for ids, count in sample:
-        for i in set(ids[ids >= tk.WORDS].tolist()):
-            often[i] += count
+    named = [np.unique(ids[ids >= tk.WORDS]) for ids, _ in sample]
+    often = np.zeros(1 + max((int(x[-1]) for x in named if x.size), default=0), np.int64)
+    for x, (_, count) in zip(named, sample, strict=True):
+        often[x] += count
     coarse: dict[tuple[int, ...], list[np.ndarray]] = {}
     work = _WORK
-    for ids, _ in sample:
+    for x, (ids, _) in zip(named, sample, strict=True):
         masked = np.where(ids == tk.NUMBER, STAR_ID, ids).astype(np.int32)
-        found = coarse.setdefault(_coarse(ids, often), [])
+        found = coarse.setdefault(tuple(x[np.argsort(-often[x], kind="stable")[:3]].tolist()), [])
         for k, template in enumerate(found):
             work -= template.size * masked.size
             if work < 0:  # the rest of the sample waits for the next round

@@ -1,0 +1,81 @@
+"""What is left out for speed: it must not show in the bytes that come back, nor let xz win."""
+
+import itertools
+import lzma
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdall.logs import Logzip, alignment, bytestreams, digits, matching, plain
+from holdall.logs import tokens as tk
+from tests.logs.test_logzip import server_log
+
+_PATTERN = st.lists(st.sampled_from([alignment.STAR, 32, 47, 300, 301, 302]), max_size=12)
+
+
+def naive_weight(a: list[int], b: list[int]) -> int:
+    """The most that the common tokens of two patterns can weigh, without any short cut."""
+    best = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            both = best[i, j] + (4 if x >= 257 else 1) if x == y != alignment.STAR else 0
+            best[i + 1, j + 1] = max(best[i, j + 1], best[i + 1, j], both)
+    return int(best[-1, -1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(_PATTERN, _PATTERN, _PATTERN, _PATTERN)
+def test_equal_ends_lose_nothing(lead, a, b, tail):
+    x, y = lead + a + tail, lead + b + tail
+    got = alignment.common_pattern(np.array(x, np.int32), np.array(y, np.int32))[0]
+    kept = [t for t in got.tolist() if t != alignment.STAR]
+    assert sum(4 if t >= 257 else 1 for t in kept) == naive_weight(x, y)
+    for whole in (x, y):
+        spans = np.empty((got.size + 1, 2), np.int64)
+        assert matching.match(np.array(whole, np.int32), 0, len(whole), got, spans)
+
+
+def test_stars_are_split_where_they_hold_numbers():
+    ids = np.array([300, 32, tk.NUMBER, 46, tk.NUMBER, 46, tk.NUMBER, 32, 301, 32, 302], np.int32)
+    words = ids >= 256
+    pattern = np.array([300, 32, alignment.STAR, 32, alignment.STAR], np.int32)
+    words[[2, 4, 6]] = True
+    out, spans = np.empty(40, np.int32), np.empty((9, 2), np.int64)
+    n = matching.split_stars(ids, words, 0, ids.size, pattern, spans, 24, tk.NUMBER, out)
+    star = alignment.STAR
+    assert out[:n].tolist() == [300, 32, star, 46, star, 46, star, 32, star]
+    assert matching.split_stars(ids, words, 0, 2, pattern, spans, 24, tk.NUMBER, out) == 0  # no match
+
+
+def test_a_stream_that_does_not_read_back_is_not_kept(monkeypatch):
+    raw = b"GET /index.html 200\n" * 400
+    assert bytestreams.pack(raw, (bytestreams.PPMD + 4,))[0] == bytestreams.PPMD + 4
+    monkeypatch.setattr(bytestreams, "_ppmd", lambda order, packed, size: b"?" * size)
+    assert bytestreams.pack(raw, (bytestreams.PPMD + 4,)) == (bytestreams.STORED, raw)
+    kernel, data = bytestreams.pack(raw, (bytestreams.PPMD + 4, bytestreams.ZSTD))
+    assert kernel == bytestreams.ZSTD and bytestreams.unpack(kernel, data, len(raw), "test") == raw
+
+
+def test_a_log_that_comes_twice_is_left_to_lzma():
+    """What lies far back is seen by xz alone: the sample must not hide it."""
+    once = server_log(50_000)
+    raw = once + once
+    assert Logzip().encode(raw).nbytes <= 1.01 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) + 700
+    assert plain.contest(raw, 10) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=2, max_size=2),
+                          st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=2, max_size=2)), min_size=1,
+                max_size=9))  # fmt: skip
+def test_lists_of_segments_are_cut_where_they_were_joined(segments):
+    flat: list[int] = []
+    for k, (new, lists) in enumerate(segments):
+        flat += new if k else []
+        for x in lists:
+            flat += [len(x), *x]
+    edges = digits.tour_edges(np.array(flat, np.int64), len(segments), 2, 2)
+    for row, (_, lists) in zip(edges.tolist(), segments, strict=True):
+        assert [flat[a + 1 : b] for a, b in itertools.pairwise(row)] == lists
+    assert digits.tour_edges(np.array(flat[:-1], np.int64), len(segments), 2, 2).size == 0
