@@ -1,32 +1,13 @@
-"""Calling the command line: inside this process for speed, as a real process for codes, signals and pipes."""
+"""Calling the command line inside this process, for speed; `processes.py` has the real ones."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-COMMAND = [sys.executable, "-c", "from holdall.cli import main; main()"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def one_line(self) -> str:
-        """The single line that a mistake is told in."""
-        lines = self.err.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith("holdall: "), self.err
-        assert "Traceback" not in self.err
-        return lines[0]
+from cli.processes import Result
 
 
 @pytest.fixture
@@ -44,12 +25,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         return Result(int(left.value.code or 0), out, err)
 
     return run
-
-
-def process(*words: object, **more: object) -> Result:
-    """The same as a process of its own."""
-    done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, env=ENV, **more)  # type: ignore[call-overload]
-    return Result(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import COMMAND, ENV, process
+from cli.processes import COMMAND, ENV, process
 
 from holdall.packed import Packed
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENV, process
+from cli.processes import ENV, process
 
 VERBS = ("pack", "unpack", "info", "verify", "run", "grep", "measure", "methods", "show")
 
