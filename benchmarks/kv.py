@@ -2,8 +2,11 @@
 
     python benchmarks/kv.py [--contexts 6] [--kvpress-python /path/to/python] [--quick] [--only decoding]
 
-Protocol: ten facts in 2,048 tokens of text after the chat header; six candidates a question (chance 0.17). "window":
-the question is read before the cache shrinks; "late": all questions are put to a cache that shrank without them.
+Protocol: ten facts in 2,048 tokens of text after the chat header; six candidates a question (chance 0.17). "recall":
+the question is read before the cache shrinks; "late": all questions are put to a cache that shrank without them;
+"first": the question stands before the text, for a few of the ten. "known": over the facts that the whole cache
+answers; "outside": over the known that a cache of the latest tokens would not hold. "copy": tokens of an earlier
+passage given back. holdall/kv/asking.py tells more.
 Writes benchmarks/results/kv.json. kvpress runs in its own interpreter, on the same token ids and weights.
 """
 
@@ -12,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import subprocess
 import tempfile
 import time
@@ -24,7 +26,8 @@ from transformers import DynamicCache
 
 from holdall.dropins.transformers import Cache
 from holdall.kv import Random, Recent, SnapKV
-from holdall.kv.needles import Haystack, Subjects, haystack, read, recall
+from holdall.kv.asking import Found, Subjects, read, recall, summary
+from holdall.kv.needles import SHOWN, Haystack, haystack
 from holdall.kv.quality import reading_cost
 from holdall.report import Report, provenance
 from holdall.weights.model import Model
@@ -35,6 +38,7 @@ TEXTS = HERE.parent.parent / "shared" / "data" / "text"
 NAMES = ("wikitext2-test-raw.txt", "moby-dick.txt", "war-and-peace.txt")
 SHARES = {"50%": 0.5, "25%": 0.25, "10%": 0.1, "5%": 0.05}
 TOKENS = 2048
+FIRST = 4  # questions of each text that are also asked before it
 
 
 def texts() -> dict[str, str]:
@@ -63,11 +67,11 @@ def subjects() -> Subjects:
     return made
 
 
-def kvpress(python: str, source: Model, hays: list[Haystack]) -> dict[str, list[dict[str, float]]]:
+def kvpress(python: str, source: Model, hays: list[Haystack]) -> list[Found]:
     with tempfile.TemporaryDirectory() as folder:
         where = str(Path(folder) / "model")
         source.write(where)
-        contexts = [dataclasses.asdict(h) for h in hays]
+        contexts = [told(h) for h in hays]
         task = {"model": where, "contexts": contexts, "shares": SHARES, "windows": [32, 64]}
         script = str(HERE / "peers" / "kvpress_recall.py")
         done = subprocess.run(
@@ -78,25 +82,24 @@ def kvpress(python: str, source: Model, hays: list[Haystack]) -> dict[str, list[
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def mean(found: list[dict[str, float]]) -> dict[str, float]:
-    row = {k: sum(f[k] for f in found) / len(found) for k in found[0]}
-    row["perplexity"] = math.exp(row.pop("nll_after"))
-    return row
+def told(hay: Haystack) -> dict[str, Any]:
+    """All that another program needs to know of a haystack."""
+    first = [{"prompt": hay.asked_first(p), "probe": dataclasses.asdict(p)} for p in hay.some(FIRST)]
+    return {**dataclasses.asdict(hay), "first": first, "passages": hay.passages(), "shown": SHOWN}
 
 
 def recalls(source: Model, net: Any, count: int, python: str | None) -> dict[str, dict[str, float]]:
     hays = haystacks(source.tokenizer(), count)
-    every: dict[str, list[dict[str, float]]] = {}
+    every: list[Found] = []
     for i, hay in enumerate(hays):
         start = time.process_time()
-        for name, row in recall(net, hay, subjects(), SnapKV()).items():
-            every.setdefault(name, []).append(row)
+        every.append(recall(net, hay, subjects(), SnapKV(), FIRST))
         print(f"context {i + 1} of {count}: {time.process_time() - start:.0f} CPU seconds", flush=True)
+    rows = summary(every)
     if python:
-        every |= kvpress(python, source, hays)
+        rows |= summary(kvpress(python, source, hays), whole="kvpress full")
     else:
         print("kvpress: skipped (give --kvpress-python, an interpreter that has kvpress 0.5.5)")
-    rows = {name: mean(found) for name, found in every.items()}
     return {"full": rows.pop("full"), **rows}
 
 
@@ -175,6 +178,7 @@ def main() -> None:
             "full",
             asked.out,
             facts=10 * count,
+            facts_first=FIRST * count,
         )
     print(f"\nwritten to {asked.out}")
 

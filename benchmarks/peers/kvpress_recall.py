@@ -1,7 +1,8 @@
 """kvpress's SnapKVPress on prompts given as token ids; run by benchmarks/kv.py in kvpress's own environment.
 
-stdin: {"model": folder, "contexts": [{"context", "after", "probes": [{"question", "stem", "words", "right"}]}],
-"shares": {"10%": 0.1}, "windows": [32, 64]}. stdout, last line: {name: [figures of each context]}.
+stdin: {"model": folder, "contexts": [{"context", "after", "probes": [{"question", "stem", "words", "right", "end"}],
+"first": [{"prompt", "probe"}], "passages", "shown"}], "shares": {"10%": 0.1}, "windows": [32, 64]}. stdout, last line:
+[{name: figures, or hits fact by fact}], one for each context.
 All shares and windows are taken from one forward pass: the press below hands each layer's keys to every press. The
 part of the text that all questions share is read once; its last tokens are read anew with each question, so that
 every press has the hidden states of its whole window.
@@ -12,6 +13,7 @@ import json
 import sys
 
 import torch
+import torch.nn.functional as F
 from kvpress import SnapKVPress
 from kvpress.presses.base_press import BasePress
 from kvpress.utils import extract_keys_and_values
@@ -60,12 +62,11 @@ def logits(model, cache, ids, start):
     return model(torch.tensor([ids]), past_key_values=copy.deepcopy(cache), position_ids=at).logits[0].float()
 
 
-def found(scores, probe):
+def note(row, arm, scores, probe):
     right = probe["words"][probe["right"]]
-    return {
-        "recall": float(scores[probe["words"]].argmax() == probe["right"]),
-        "greedy": float(scores.argmax() == right),
-    }
+    chosen = scores[probe["words"]].argmax() == probe["right"]
+    row.setdefault("recall" + arm, []).append(float(chosen))
+    row.setdefault("greedy" + arm, []).append(float(scores.argmax() == right))
 
 
 def figures(model, task, told):
@@ -73,35 +74,50 @@ def figures(model, task, told):
     model(torch.tensor([context[:-AGAIN]]), past_key_values=base, logits_to_keep=1)
     late = squeeze(model, task, base, context[-AGAIN:])
     rows = {
-        name: {"bytes": sum(la.keys.nbytes + la.values.nbytes for la in c.layers), "entries": c.get_seq_length(),
-               "recall": 0.0, "greedy": 0.0, "recall_late": 0.0, "greedy_late": 0.0}
+        name: {
+            "bytes": sum(la.keys.nbytes + la.values.nbytes for la in c.layers),
+            "entries": c.get_seq_length(),
+        }
         for name, c in late.items()
-    }  # fmt: skip
+    }
     for probe in told["probes"]:
         prompt = context + probe["question"]
         for name, cache in squeeze(model, task, base, prompt[-AGAIN - len(probe["question"]) :]).items():
-            for k, v in found(logits(model, cache, probe["stem"], len(prompt))[-1], probe).items():
-                rows[name][k] += v / len(told["probes"])
+            outside = probe["end"] <= len(prompt) - cache.get_seq_length()
+            rows[name].setdefault("outside", []).append(float(outside))
+            note(rows[name], "", logits(model, cache, probe["stem"], len(prompt))[-1], probe)
         for name, cache in late.items():
             scores = logits(model, cache, probe["question"] + probe["stem"], len(context))[-1]
-            for k, v in found(scores, probe).items():
-                rows[name][k + "_late"] += v / len(told["probes"])
-    after = torch.tensor(told["after"])
+            note(rows[name], "_late", scores, probe)
+    for asked in told["first"]:
+        ask_first(model, task, asked["prompt"], asked["probe"], rows)
     for name, cache in late.items():
+        rows[name]["copy"] = copied(model, cache, told)
         scores = logits(model, cache, told["after"], len(context))[:-1]
-        rows[name]["nll_after"] = float(torch.nn.functional.cross_entropy(scores, after[1:]))
+        rows[name]["nll_after"] = float(F.cross_entropy(scores, torch.tensor(told["after"][1:])))
     return rows
+
+
+def ask_first(model, task, prompt, probe, rows):
+    whole = DynamicCache()
+    model(torch.tensor([prompt[:-AGAIN]]), past_key_values=whole, logits_to_keep=1)
+    for name, cache in squeeze(model, task, whole, prompt[-AGAIN:]).items():
+        note(rows[name], "_first", logits(model, cache, probe["stem"], len(prompt))[-1], probe)
+
+
+def copied(model, cache, told):
+    shown, hits = told["shown"], []
+    for ids in told["passages"]:
+        scores = logits(model, cache, ids, len(told["context"]))[shown - 1 : -1]
+        hits.append(scores.argmax(1) == torch.tensor(ids[shown:]))
+    return float(torch.cat(hits).float().mean())
 
 
 @torch.inference_mode()
 def main():
     task = json.load(sys.stdin)
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).eval()
-    every = {}
-    for told in task["contexts"]:
-        for name, row in figures(model, task, told).items():
-            every.setdefault(name, []).append(row)
-    print(json.dumps(every))
+    print(json.dumps([figures(model, task, told) for told in task["contexts"]]))
 
 
 main()

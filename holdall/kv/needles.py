@@ -1,29 +1,12 @@
-"""Needles: ten plain facts in a long text, and whether a model still finds them when its cache has shrunk.
-
-Two ways to ask. *In the window*: the cache shrinks after it has read the question, as at the end of a prompt. *Late*:
-it shrinks when only the text is known, and all ten questions are put to what is left, as in a second turn. A fact
-is found where its word is more likely than five others of its sort (chance: 1/6), and found greedily where it is the
-likeliest of all tokens. Each candidate is judged by its first token; those of one fact all start differently.
-"""
+"""Needles: ten plain facts in a long text of the user's, questions about them, and passages to be copied."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdall.errors import BadInput
-from holdall.kinds import Spend
-from holdall.optional import lazy
-
-if TYPE_CHECKING:
-    import torch
-
-    from holdall.dropins.transformers import Cache
-    from holdall.kv.base import KVSelector
-else:
-    torch = lazy("torch", extra="kv")
 
 # (the fact up to its word, the question, the answer up to the word, six words); {} closes with the word.
 _FACTS: tuple[tuple[str, str, str, str], ...] = (
@@ -50,25 +33,46 @@ _FACTS: tuple[tuple[str, str, str, str], ...] = (
      "teacher lawyer farmer dentist pilot chef"),
 )  # fmt: skip
 _SEARCH = 40  # tokens that a fact may wait for the end of a sentence
+PASSAGES, SHOWN, REPEATED = 4, 16, 48  # how many are copied; tokens of each that are given, and asked for
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question: ids of the question to the end of the prompt, of the answer's beginning, and of the words."""
+    """One question: ids of the question to the end of the prompt, of the answer's beginning, and of the words.
+
+    ahead: ids of the question where it stands before the text. end: the column of the text behind the fact.
+    """
 
     question: list[int]
+    ahead: list[int]
     stem: list[int]
     words: list[int]
     right: int
+    end: int
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """A text with facts in it, its probes, and how the text goes on."""
+    """A text with facts in it, its probes, how the text goes on, and the chat's header and closing words."""
 
     context: list[int]
     probes: list[Probe]
     after: list[int]
+    header: int  # tokens of the context
+    closing: list[int]
+
+    def asked_first(self, probe: Probe) -> list[int]:
+        """The prompt with the question before the text."""
+        return self.context[: self.header] + probe.ahead + self.context[self.header :] + self.closing
+
+    def some(self, count: int) -> list[Probe]:
+        """`count` of the probes, at even distances."""
+        return [self.probes[(2 * i + 1) * len(self.probes) // (2 * count)] for i in range(count)]
+
+    def passages(self) -> list[list[int]]:
+        """Parts of the text that are to be copied, each with its beginning."""
+        starts = [(2 * i + 1) * len(self.context) // (2 * PASSAGES) for i in range(PASSAGES)]
+        return [self.context[at : at + SHOWN + REPEATED] for at in starts]
 
 
 def haystack(tokenizer: Any, text: str, tokens: int = 2048, seed: int = 0, after: int = 128) -> Haystack:
@@ -76,7 +80,7 @@ def haystack(tokenizer: Any, text: str, tokens: int = 2048, seed: int = 0, after
     lot = random.Random(seed)
     head, tail = frame(tokenizer)
     chosen = lot.sample(_FACTS, len(_FACTS))
-    facts, probes = [], []
+    facts, asked = [], []
     for told, question, stem, listed in chosen:
         words = listed.split()
         right = lot.randrange(len(words))
@@ -86,9 +90,8 @@ def haystack(tokenizer: Any, text: str, tokens: int = 2048, seed: int = 0, after
             raise BadInput(
                 "tokenizer", f"the same first token in {words}", "one that tells these words apart"
             )
-        probes.append(
-            Probe(tokenizer.encode(f"\n\n{question}") + tail, tokenizer.encode(stem), firsts, right)
-        )
+        last, first = tokenizer.encode(f"\n\n{question}") + tail, tokenizer.encode(f"{question}\n\n")
+        asked.append((last, first, tokenizer.encode(stem), firsts, right))
     hay = tokenizer.encode(text)
     room = tokens - len(head) - sum(map(len, facts))
     if room < len(facts) * 8 or len(hay) < room + after:
@@ -96,11 +99,16 @@ def haystack(tokenizer: Any, text: str, tokens: int = 2048, seed: int = 0, after
         raise BadInput("haystack", f"{len(hay)} tokens of text for a context of {tokens}", wanted)
     start = lot.randrange(len(hay) - room - after + 1)
     hay = hay[start : start + room + after]
-    return Haystack(_spread(tokenizer, head, hay[:room], facts), probes, hay[room:])
+    context, ends = _spread(tokenizer, head, hay[:room], facts)
+    probes = [Probe(*each, end) for each, end in zip(asked, ends, strict=True)]
+    return Haystack(context, probes, hay[room:], len(head), tail)
 
 
-def _spread(tokenizer: Any, head: list[int], hay: list[int], facts: list[list[int]]) -> list[int]:
-    context, last = list(head), 0
+def _spread(
+    tokenizer: Any, head: list[int], hay: list[int], facts: list[list[int]]
+) -> tuple[list[int], list[int]]:
+    """The text with the facts in it, and the column behind each fact."""
+    context, behind, last = list(head), [], 0
     for i, fact in enumerate(facts):
         at = (i + 1) * len(hay) // (len(facts) + 1)
         ends = (
@@ -110,8 +118,9 @@ def _spread(tokenizer: Any, head: list[int], hay: list[int], facts: list[list[in
         )
         at = next(ends, at - 1) + 1
         context += hay[last:at] + fact
+        behind.append(len(context))
         last = at
-    return context + hay[last:]
+    return context + hay[last:], behind
 
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -120,68 +129,3 @@ def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     before = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     behind = next(i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y)
     return a[:before], a[len(a) - behind :]
-
-
-def read(model: Any, cache: Cache, ids: Sequence[int], chunk: int = 512) -> None:
-    """Feed a part of a prompt without judging it yet."""
-    with cache.prefilling(judge=False), torch.inference_mode():
-        for at in range(0, len(ids), chunk):
-            model(torch.tensor([ids[at : at + chunk]]), past_key_values=cache, logits_to_keep=1)
-
-
-def answer(model: Any, cache: Cache, ids: Sequence[int]) -> torch.Tensor:
-    """Logits of the token after `ids`, which are appended to the cache, [V]."""
-    with cache.appending(), torch.inference_mode():
-        return model(torch.tensor([ids]), past_key_values=cache, logits_to_keep=1).logits[0, -1].float()
-
-
-def found(logits: torch.Tensor, probe: Probe) -> tuple[float, float]:
-    """(the right word beats the other five, it is the likeliest token of all), each 0 or 1."""
-    chosen = int(logits[probe.words].argmax()) == probe.right
-    return float(chosen), float(int(logits.argmax()) == probe.words[probe.right])
-
-
-def continuation(model: Any, cache: Cache, after: list[int]) -> float:
-    """Mean negative log-likelihood of the text's next tokens; the cache is used up."""
-    with cache.appending(), torch.inference_mode():
-        logits = model(torch.tensor([after]), past_key_values=cache).logits[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(after[1:])))
-
-
-Subjects = dict[str, tuple["KVSelector", Spend]]
-
-
-def recall(
-    model: Any, hay: Haystack, subjects: Subjects, lookback: KVSelector
-) -> dict[str, dict[str, float]]:
-    """Each subject's figures over one haystack; the text is read once for all. "full" is the whole cache.
-
-    lookback: the method that looks back furthest among the subjects; it decides which queries are remembered.
-    """
-    from holdall.dropins.transformers import Cache
-
-    base = Cache(lookback)
-    read(model, base, hay.context)
-    small = {name: base.compressed(*subject) for name, subject in subjects.items()}
-    rows = {name: {"bytes": float(c.nbytes), "entries": float(c.lengths[0])} for name, c in small.items()}
-    rows["full"] = {"bytes": float(base.nbytes), "entries": float(base.lengths[0])}
-    totals = {name: dict.fromkeys(("recall", "greedy", "recall_late", "greedy_late"), 0.0) for name in rows}
-    for probe in hay.probes:
-        asked = base.copy()
-        read(model, asked, probe.question)
-        for name, subject in subjects.items():
-            _add(totals[name], "", found(answer(model, asked.compressed(*subject), probe.stem), probe))
-            late = answer(model, small[name].copy(), probe.question + probe.stem)
-            _add(totals[name], "_late", found(late, probe))
-        whole = found(answer(model, asked, probe.stem), probe)
-        _add(totals["full"], "", whole)
-        _add(totals["full"], "_late", whole)
-    for name, row in rows.items():
-        row |= {k: v / len(hay.probes) for k, v in totals[name].items()}
-        row["nll_after"] = continuation(model, small.get(name, base), hay.after)
-    return rows
-
-
-def _add(total: dict[str, float], arm: str, hits: tuple[float, float]) -> None:
-    total["recall" + arm] += hits[0]
-    total["greedy" + arm] += hits[1]

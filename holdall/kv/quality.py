@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -179,20 +178,28 @@ def measure(
     """Recall of ten facts in 2,048 tokens, perplexity of what follows, and bytes, beside the whole cache and floors.
 
     model: a short name or path (smollm2). on: "needle" (Python's language reference) or the path of a text.
-    quick: one text of ten facts; else three, and the peak memory and seconds of reading one.
-    Rows: bytes and entries (a head's) that the cache holds after the text; recall (question in the window) and
-    recall_late (question after compression), chance 0.17; greedy, greedy_late: the same as the likeliest token;
-    recall_full and greedy_full: what the whole cache reaches; perplexity of the next 128 tokens.
+    quick: one text of ten facts; else three, two questions of each asked before the text too, and the peak memory
+    and seconds of reading one.
+    Rows: bytes and entries (a head's) that the cache holds after the text; recall (question in the window),
+    recall_late (after compression) and recall_first (before the text), chance 0.17; greedy...: the same as the
+    likeliest token; ..._known: over the facts that the whole cache answers; recall_outside: over those of them that
+    a cache of the latest tokens would not hold, `outside` in number; copy: the share of tokens of earlier
+    passages given back; recall_full and greedy_full: what the whole cache reaches; perplexity of the next 128 tokens.
     """
-    from holdall.kv.needles import haystack, recall
+    from holdall.kv.asking import recall, summary
+    from holdall.kv.needles import haystack
     from holdall.weights.model import Model
 
     text, source = _text(on), Model.read(model or "smollm2")
     tokenizer, net = source.tokenizer(), source.build()
     subjects = _subjects(method, budget)
     seeds = range(1 if quick else 3)
-    found = [recall(net, haystack(tokenizer, text, _CONTEXT, seed), subjects, method) for seed in seeds]
-    rows = {name: _mean([f[name] for f in found]) for name in ("full", *subjects)}
+    first = 0 if quick else 2
+    found = [
+        recall(net, haystack(tokenizer, text, _CONTEXT, seed), subjects, method, first) for seed in seeds
+    ]
+    figures = summary(found)
+    rows = {name: figures[name] for name in ("full", *subjects)}
     for row in rows.values():
         row["recall_full"], row["greedy_full"] = rows["full"]["recall"], rows["full"]["greedy"]
     if not quick:
@@ -201,7 +208,7 @@ def measure(
             rows[name] |= reading_cost(net, ids, *how)
     facts = provenance(
         method=method.to_dict(), budget=str(Budget.parse(budget)), model=model or "smollm2", on=on or "needle",
-        dtype="float32", tokens=_CONTEXT, facts=10 * len(seeds),
+        dtype="float32", tokens=_CONTEXT, facts=10 * len(seeds), facts_first=first * len(seeds),
     )  # fmt: skip
     return Report(rows, baseline="full", provenance=facts)
 
@@ -225,12 +232,6 @@ def _text(on: str | None) -> str:
         raise BadInput(
             "on", str(on), f'"needle", or a text file that can be read ({fault.strerror})'
         ) from fault
-
-
-def _mean(found: list[dict[str, float]]) -> dict[str, float]:
-    row = {k: sum(f[k] for f in found) / len(found) for k in found[0]}
-    row["perplexity"] = math.exp(row.pop("nll_after"))
-    return row
 
 
 def reading_cost(net: Any, ids: list[int], method: KVSelector | None, budget: Spend) -> dict[str, float]:

@@ -6,7 +6,8 @@ import pytest
 
 from holdall import BadInput
 from holdall.kv import Everything, KVSelector, Random, Recent, SnapKV, quality
-from holdall.kv.needles import Subjects, frame, haystack, recall
+from holdall.kv.asking import Subjects, recall, summary
+from holdall.kv.needles import frame, haystack
 from holdall.weights.model import Model
 from holdall.weights.texts import held_out_text
 
@@ -71,7 +72,7 @@ def test_needles_are_found_at_a_tenth_where_the_floors_lose_them(smollm2: Model)
         "snap 5%": (SnapKV(), "5%"),
     }
     net, tok = smollm2.build(), smollm2.tokenizer()
-    row = recall(net, haystack(tok, held_out_text(), 1280, seed=1), subjects, SnapKV())
+    row = summary([recall(net, haystack(tok, held_out_text(), 1280, seed=1), subjects, SnapKV())])
     full = row["full"]
     assert full["recall"] >= 0.8
     for share in (25, 10, 5):
@@ -82,5 +83,7 @@ def test_needles_are_found_at_a_tenth_where_the_floors_lose_them(smollm2: Model)
         assert row[floor]["recall"] < 0.6 * full["recall"]
     alone, pooled = (row[n]["greedy"] + row[n]["recall"] for n in ("alone 5%", "snap 5%"))
     assert alone < pooled, "pooling keeps phrases together"
-    assert full["nll_after"] < row["snap 25%"]["nll_after"] < row["lot 10%"]["nll_after"] - 0.5
+    assert full["perplexity"] < row["snap 25%"]["perplexity"] < 0.6 * row["lot 10%"]["perplexity"]
+    assert full["copy"] > row["snap 25%"]["copy"] > row["lot 10%"]["copy"]
+    assert row["snap 10%"]["recall_outside"] > row["late 10%"]["recall_outside"] + 0.3
     assert row["snap 5%"]["recall_late"] < row["snap 5%"]["recall"], "the known weakness shows"

@@ -1,0 +1,150 @@
+"""Asking a cache that has shrunk: does the model still find the needles, and the passages that it read?
+
+Three ways to ask for a fact. *In the window*: the cache shrinks after it has read the question, as at the end of a
+prompt. *Late*: it shrinks when only the text is known, and all ten questions are put to what is left, as in a second
+turn. *First*: the question stands before the text, and the cache shrinks at the text's end; that costs a reading of
+the text a question, so only some are asked. A fact is found where its word is more likely than five others of its sort
+(chance: 1/6), and found greedily where it is the likeliest of all tokens. Each candidate is judged by its first token;
+those of one fact all start differently.
+
+*Copy*: the cache that shrank when only the text was known reads the first 16 tokens of an earlier passage again, and
+has to go on as the passage did: the share of the next 48 tokens that are the likeliest, each after the true ones
+before it. Four passages of a text, at an eighth, three, five and seven eighths of it. A part is guessed without memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from holdall.kinds import Spend
+from holdall.kv.needles import SHOWN, Haystack, Probe
+from holdall.optional import lazy
+
+if TYPE_CHECKING:
+    import torch
+
+    from holdall.dropins.transformers import Cache
+    from holdall.kv.base import KVSelector
+else:
+    torch = lazy("torch", extra="kv")
+
+
+def read(model: Any, cache: Cache, ids: Sequence[int], chunk: int = 512) -> None:
+    """Feed a part of a prompt without judging it yet."""
+    with cache.prefilling(judge=False), torch.inference_mode():
+        for at in range(0, len(ids), chunk):
+            model(torch.tensor([ids[at : at + chunk]]), past_key_values=cache, logits_to_keep=1)
+
+
+def answer(model: Any, cache: Cache, ids: Sequence[int]) -> torch.Tensor:
+    """Logits of the token after `ids`, which are appended to the cache, [V]."""
+    with cache.appending(), torch.inference_mode():
+        return model(torch.tensor([ids]), past_key_values=cache, logits_to_keep=1).logits[0, -1].float()
+
+
+def found(logits: torch.Tensor, probe: Probe) -> tuple[float, float]:
+    """(the right word beats the other five, it is the likeliest token of all), each 0 or 1."""
+    chosen = int(logits[probe.words].argmax()) == probe.right
+    return float(chosen), float(int(logits.argmax()) == probe.words[probe.right])
+
+
+def copied(model: Any, cache: Cache, hay: Haystack) -> float:
+    """Share of the tokens of earlier passages that the cache gives back; it stays as it is."""
+    hits = [
+        _logits(model, cache.copy(), ids)[SHOWN - 1 : -1].argmax(1) == torch.tensor(ids[SHOWN:])
+        for ids in hay.passages()
+    ]
+    return float(torch.cat(hits).float().mean())
+
+
+def continuation(model: Any, cache: Cache, after: list[int]) -> float:
+    """Mean negative log-likelihood of the text's next tokens; the cache stays as it is."""
+    logits = _logits(model, cache.copy(), after)[:-1]
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(after[1:])))
+
+
+def _logits(model: Any, cache: Cache, ids: list[int]) -> torch.Tensor:
+    """Logits behind each of `ids`, which are appended to the cache, [T, V]."""
+    with cache.appending(), torch.inference_mode():
+        return model(torch.tensor([ids]), past_key_values=cache).logits[0].float()
+
+
+Subjects = dict[str, tuple["KVSelector", Spend]]
+Found = dict[str, dict[str, Any]]  # subject -> measure -> a figure, or hits (0 or 1) fact by fact
+
+
+def recall(model: Any, hay: Haystack, subjects: Subjects, lookback: KVSelector, first: int = 0) -> Found:
+    """What each subject finds in one haystack; the text is read once for all. "full" is the whole cache.
+
+    lookback: the method that looks back furthest among the subjects; it decides which queries are remembered.
+    first: how many questions are also asked before the text, each at the cost of reading it anew.
+    """
+    from holdall.dropins.transformers import Cache
+
+    base = Cache(lookback)
+    read(model, base, hay.context)
+    small = dict(_shrunk(base, subjects))
+    rows: Found = {n: {"bytes": float(c.nbytes), "entries": float(c.lengths[0])} for n, c in small.items()}
+    for probe in hay.probes:
+        asked = base.copy()
+        read(model, asked, probe.question)
+        for name, cache in _shrunk(asked, subjects):
+            latest = len(hay.context) + len(probe.question) - max(cache.lengths)
+            rows[name].setdefault("outside", []).append(float(probe.end <= latest))
+            logits = answer(model, cache, probe.stem)
+            _note(rows[name], "", logits, probe)
+            if name != "full":  # of which nothing went between the question and the answer
+                logits = answer(model, small[name].copy(), probe.question + probe.stem)
+            _note(rows[name], "_late", logits, probe)
+    for probe in hay.some(first):
+        asked = Cache(lookback)
+        read(model, asked, hay.asked_first(probe))
+        for name, cache in _shrunk(asked, subjects):
+            _note(rows[name], "_first", answer(model, cache, probe.stem), probe)
+    for name, cache in small.items():
+        rows[name] |= {"copy": copied(model, cache, hay), "nll_after": continuation(model, cache, hay.after)}
+    return rows
+
+
+def _shrunk(cache: Cache, subjects: Subjects) -> Iterator[tuple[str, Cache]]:
+    """A cache of each subject's size, one at a time, and at last the whole; `cache` stays as it is."""
+    for name, subject in subjects.items():
+        yield name, cache.compressed(*subject)
+    yield "full", cache.copy()
+
+
+def _note(row: dict[str, Any], arm: str, logits: torch.Tensor, probe: Probe) -> None:
+    for measure, hit in zip(("recall", "greedy"), found(logits, probe), strict=True):
+        row.setdefault(measure + arm, []).append(hit)
+
+
+def summary(texts: Sequence[Found], whole: str = "full") -> dict[str, dict[str, float]]:
+    """Figures over several haystacks, each fact counted once; a figure over no facts is left out.
+
+    recall, recall_late, recall_first (and greedy): over all facts that were asked. ..._known: over those that the
+    `whole` cache answers when they are asked this way, so that its own figure is 1. recall_outside: over the known
+    whose sentence lies before the latest entries, as many as the cache holds; outside: how many these are.
+    """
+    rows = {}
+    base = _pooled([t[whole] for t in texts])
+    for name in texts[0]:
+        every = _pooled([t[name] for t in texts])
+        row = {k: sum(v) / len(v) for k, v in every.items()}
+        for arm in ("recall", "recall_late", "recall_first"):
+            known = [hit for hit, was in zip(every.get(arm, ()), base.get(arm, ()), strict=True) if was]
+            if known:
+                row[arm + "_known"] = sum(known) / len(known)
+        places = zip(every["recall"], base["recall"], every["outside"], strict=True)
+        outside = [hit for hit, was, out in places if was and out]
+        row["outside"] = float(len(outside))
+        if outside:
+            row["recall_outside"] = sum(outside) / len(outside)
+        row["perplexity"] = math.exp(row.pop("nll_after"))
+        rows[name] = row
+    return rows
+
+
+def _pooled(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    return {k: [x for r in rows for x in (r[k] if isinstance(r[k], list) else [r[k]])] for k in rows[0]}
