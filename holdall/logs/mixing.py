@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from holdall.logs.coding import CONTEXTS, decide, scatter, symbol, tables
+from holdall.logs.coding import decide, scatter, spread, symbol, tables
 
 PLAIN, IDS, RANKS, EVENTS = 0, 1, 2, 3  # symbols: numbers; dictionary ids; recency ranks of ids; events
 BY_B, BY_A = 8, 16  # added: first ask whether it is the last one under key B; under key A or the last of all
@@ -43,74 +43,69 @@ def promote(recent: Any, column: Any, rank: Any, value: Any) -> Any:
     recent[column, 0] = value
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _contexts(
-    hashes: Any, column: Any, key_a: Any, key_b: Any, last: Any, by_a: Any, by_b: Any, mode: Any
+    column: Any, key_a: Any, key_b: Any, one: Any, two: Any, by_a: Any, by_b: Any, mode: Any, older: Any
 ) -> Any:
-    one, two = np.uint64(last[column, 0] + 2), np.uint64(last[column, 1] + 2)
+    """A hash for each context. one, two, older: the last values of the column; by_a, by_b: the last under a key."""
+    one, two = np.uint64(one + 2), np.uint64(two + 2)
     c = scatter(np.uint64(column) + np.uint64(77))
     a = scatter(c + np.uint64(key_a) * np.uint64(0x9E3779B97F4A7C15))
-    b = scatter(c + np.uint64(key_b) * np.uint64(0xD6E8FEB86659FD93))
-    la, lb = np.uint64(by_a + 2), np.uint64(by_b + 2)
-    hashes[0] = a
-    hashes[1] = scatter(scatter(c + one) + two)
-    hashes[2] = scatter(a + one * np.uint64(0xA0761D6478BD642F))
-    hashes[3] = scatter(a + la * np.uint64(0xE7037ED1A0B428DB) + np.uint64(1))
-    hashes[4] = scatter(b + lb * np.uint64(0x8EBC6AF09C88C6E3))
+    history = scatter(scatter(c + one) + two)
+    both = scatter(a + one * np.uint64(0xA0761D6478BD642F))
     if mode == EVENTS:
-        three = np.uint64(last[column, 2] + 2)
-        hashes[3] = scatter(hashes[1] + three)
-        hashes[4] = scatter(hashes[3] + np.uint64(last[column, 3] + 2))
+        three = scatter(history + np.uint64(older[2] + 2))
+        return a, history, both, three, scatter(three + np.uint64(older[3] + 2))
+    b = scatter(c + np.uint64(key_b) * np.uint64(0xD6E8FEB86659FD93))
+    under_a = scatter(a + np.uint64(by_a + 2) * np.uint64(0xE7037ED1A0B428DB) + np.uint64(1))
+    return a, history, both, under_a, scatter(b + np.uint64(by_b + 2) * np.uint64(0x8EBC6AF09C88C6E3))
 
 
-@njit(cache=True, nogil=True)
-def _guess(state: Any, data: Any, slots: Any, weights: Any, hashes: Any, at: Any, lean: Any, asks: Any, mine: Any,
-           by_b: Any, second: Any) -> Any:  # fmt: skip
+@njit(cache=True, nogil=True, forceinline=True)
+def _guess(slots: Any, weights: Any, data: Any, coder: Any, places: Any, asks: Any, mine: Any, by_b: Any, second: Any,
+           decode: Any) -> Any:  # fmt: skip
     """Ask whether it is the value that stood last under key B, then the second one; -1 if it is neither."""
-    decode, ranked = state[4] == 1, asks & 7 == RANKS
-    if asks & BY_B and by_b >= 0 and not (ranked and by_b >= WINDOW):
-        bit = -1 if decode else np.int64(mine == by_b)
-        if decide(state, data, slots, weights, hashes, at, lean, 15, 0, bit) == 1:
-            return by_b
-    if (
-        asks & BY_A
-        and second >= 0
-        and not (asks & BY_B and second == by_b)
-        and not (ranked and second >= WINDOW)
-    ):
-        bit = -1 if decode else np.int64(mine == second)
-        if decide(state, data, slots, weights, hashes, at, lean, 14, 1, bit) == 1:
-            return second
-    return np.int64(-1)
+    most = np.int64(WINDOW - 1 if asks & 7 == RANKS else (1 << 63) - 1)
+    if asks & BY_B and 0 <= by_b <= most:
+        bit = np.int64(-1) if decode else np.int64(mine == by_b)
+        bit, coder = decide(slots, weights, data, coder, places, np.uint64(15), np.int64(0), bit)
+        if bit == 1:
+            return by_b, coder
+    if asks & BY_A and 0 <= second <= most and not (asks & BY_B and second == by_b):
+        bit = np.int64(-1) if decode else np.int64(mine == second)
+        bit, coder = decide(slots, weights, data, coder, places, np.uint64(14), np.int64(1), bit)
+        if bit == 1:
+            return second, coder
+    return np.int64(-1), coder
 
 
-@njit(cache=True, nogil=True)
-def _tell(state: Any, data: Any, slots: Any, weights: Any, single: Any, hashes: Any, at: Any, lean: Any, value: Any,
-          rank: Any, new: Any, mode: Any) -> Any:  # fmt: skip
-    """Code a value as a symbol; returns the value and, for ranks, the rank (WINDOW: not among the recent)."""
-    decode, named, code = state[4] == 1, mode == IDS or mode == RANKS, value  # noqa: SIM109 (numba is slower with in)
+@njit(cache=True, nogil=True, forceinline=True)
+def _tell(slots: Any, weights: Any, data: Any, single: Any, coder: Any, hashes: Any, places: Any, value: Any,
+          rank: Any, new: Any, mode: Any, decode: Any) -> Any:  # fmt: skip
+    """Code a value as a symbol; returns the value, for ranks the rank (WINDOW: not among the recent), and the coder."""
+    named, code = mode == IDS or mode == RANKS, value  # noqa: SIM109 (numba is slower with in)
     if named and value == new:
         code = np.int64(0)
     elif mode == IDS:
         code = value + 1
     elif mode == RANKS:
         code = 1 + rank if rank < WINDOW else 1 + WINDOW + value
-    firm = 20 if named else 7
-    code = symbol(state, data, slots, weights, single, hashes, at, lean, code, decode, firm)
+    firm = np.int64(20 if named else 7)
+    code, coder = symbol(slots, weights, data, single, coder, hashes, places, code, decode, firm)
     if not decode:
-        return value, rank
+        return value, rank, coder
     if not named:
-        return code, rank
+        return code, rank, coder
     if code == 0:
-        return new, np.int64(WINDOW)
+        return new, np.int64(WINDOW), coder
     if mode == IDS:
-        return code - 1, rank
-    return code - 1 - WINDOW, min(code - 1, np.int64(WINDOW))
+        return code - 1, rank, coder
+    return code - 1 - WINDOW, min(code - 1, np.int64(WINDOW)), coder
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _place(key: Any, column: Any, prime: Any, size: Any) -> Any:
-    return np.int64(scatter(np.uint64(key) * prime + np.uint64(column)) & np.uint64(size - 1))
+    return scatter(np.uint64(key) * prime + np.uint64(column)) & np.uint64(size - 1)
 
 
 @njit(cache=True, nogil=True)
@@ -120,35 +115,35 @@ def run(state: Any, data: Any, slots: Any, weights: Any, values: Any, columns: A
 
     columns: dense column number; modes: by column; fresh: by column, the next new id. False: impossible values.
     """
-    kinds, size = modes.size, 1 << 8
+    kinds, size, decode = modes.size, 1 << 8, state[4] == 1
     while size < min(values.size * 4, 1 << 16):
         size *= 2
     last, by_key = np.full((kinds, 4), _NONE), np.full((2, size), _NONE)
     recent = np.full((kinds if ((modes & 7) == RANKS).any() else 0, WINDOW), np.int32(-9))
-    hashes, single = np.zeros(CONTEXTS, np.uint64), np.full(64 * 64, np.int32(1 << 15))
-    at, lean = np.zeros(CONTEXTS, np.uint64), np.zeros(2 * CONTEXTS, np.int32)
+    single, coder = np.full(64 * 64, np.int32(1 << 15)), (state[0], state[1], state[2], state[3])
     for i in range(values.size):
-        c, value, mode, rank = columns[i], values[i], modes[columns[i]] & 7, np.int64(WINDOW)
-        ia = _place(keys_a[i], c, np.uint64(0xD6E8FEB86659FD93), size)
-        ib = _place(keys_b[i], c, np.uint64(0xA0761D6478BD642F), size)
+        c, value, rank = np.uint64(columns[i]), values[i], np.int64(WINDOW)
+        asks, mine, old, key_a, key_b = modes[c], value, last[c], keys_a[i], keys_b[i]
+        mode = asks & 7
+        ia = _place(key_a, c, np.uint64(0xD6E8FEB86659FD93), size)
+        ib = _place(key_b, c, np.uint64(0xA0761D6478BD642F), size)
         by_a, by_b = by_key[0, ia], by_key[1, ib]
         if mode == RANKS:
             by_a, by_b = rank_or_none(recent, c, by_a), rank_or_none(recent, c, by_b)
-            rank = rank_of(recent, c, value) if not state[4] and value != fresh[c] else rank
-        _contexts(hashes, c, keys_a[i], keys_b[i], last, by_a, by_b, mode)
-        second = by_a if by_a != by_b or not modes[c] & BY_B else last[c, 0]
-        mine = rank if mode == RANKS else value  # what guesses are compared with
-        guess = _guess(state, data, slots, weights, hashes, at, lean, modes[c], mine, by_b, second)
+            mine = rank = rank_of(recent, c, value) if not decode and value != fresh[c] else rank
+        hashes = _contexts(c, key_a, key_b, old[0], old[1], by_a, by_b, mode, old)
+        places = spread(hashes, np.uint64(0))
+        second = by_a if by_a != by_b or not asks & BY_B else old[0]
+        guess, coder = _guess(slots, weights, data, coder, places, asks, mine, by_b, second, decode)
         if guess < 0:
-            value, rank = _tell(
-                state, data, slots, weights, single, hashes, at, lean, value, rank, fresh[c], mode
-            )
+            value, rank, coder = _tell(slots, weights, data, single, coder, hashes, places, value, rank, fresh[c], mode,
+                                       decode)  # fmt: skip
         elif mode == RANKS:
             rank = guess
         else:
             value = guess
         if mode == RANKS and rank < WINDOW:
-            value = np.int64(recent[c, rank])
+            value = np.int64(recent[c, np.uint64(rank)])
         values[i] = value
         if value < 0 or ((mode == IDS or mode == RANKS) and value > fresh[c]):  # noqa: SIM109
             return False
@@ -156,8 +151,9 @@ def run(state: Any, data: Any, slots: Any, weights: Any, values: Any, columns: A
         if mode == RANKS:
             promote(recent, c, rank, value)
         by_key[0, ia] = by_key[1, ib] = value
-        last[c, 3], last[c, 2], last[c, 1] = last[c, 2], last[c, 1], last[c, 0]
-        last[c, 0] = rank if mode == RANKS else value
+        old[3], old[2], old[1] = old[2], old[1], old[0]
+        old[0] = rank if mode == RANKS else value
+    state[0], state[1], state[2], state[3] = coder
     return True
 
 
