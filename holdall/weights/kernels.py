@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from holdall.weights.lanes import add_signed, sums_1, sums_2, sums_4
+from holdall.weights.lanes import ROWS, add_signed, sums_1, sums_2, sums_3, sums_4, sums_alone
 
 _F32 = np.float32
 
@@ -77,24 +77,42 @@ def product(
                 z[level, r, j] = b[level, r, j] * x[j]
                 whole[level, r] += z[level, r, j]
     for i in range(first, last):
-        negative = np.zeros(4, np.float32)
-        total = np.float32(0)
-        for level in range(levels):
-            r = 0
-            while r < k:
-                if k - r >= 4:
-                    step = 4
-                    sums_4(signs[level, i], z[level, r:], negative)
-                elif k - r >= 2:
-                    step = 2
-                    sums_2(signs[level, i], z[level, r:], negative)
-                else:
-                    step = 1
-                    sums_1(signs[level, i], z[level, r:], negative)
-                for t in range(step):
-                    total += a[level, i, r + t] * (whole[level, r + t] - np.float32(2) * negative[t])
-                r += step
-        y[i] = total
+        y[i] = 0
+    negative, left = np.zeros(ROWS * 4, np.float32), last - (last - first) % ROWS
+    for level in range(levels):
+        r = 0
+        while r < k:
+            step = _step(k - r)
+            for i in range(first, left, ROWS):
+                _negative_sums(signs[level, i : i + ROWS], z[level, r:], negative, step)
+                for t in range(ROWS):
+                    for f in range(step):
+                        part = whole[level, r + f] - np.float32(2) * negative[t * step + f]
+                        y[i + t] += a[level, i + t, r + f] * part
+            for i in range(left, last):
+                for f in range(step):
+                    sums_alone(signs[level, i : i + 1], z[level, r + f :], negative)
+                    part = whole[level, r + f] - np.float32(2) * negative[0]
+                    y[i] += a[level, i, r + f] * part
+            r += step
+
+
+@njit(nogil=True, cache=True)
+def _step(left: int) -> int:
+    """How many factors are summed at once: few enough for the processor's registers, and no single one left over."""
+    return left if left <= 4 else 3 if left <= 6 else 4
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _negative_sums(signs: np.ndarray, z: np.ndarray, out: np.ndarray, factors: int) -> None:
+    if factors == 4:
+        sums_4(signs, z, out)
+    elif factors == 3:
+        sums_3(signs, z, out)
+    elif factors == 2:
+        sums_2(signs, z, out)
+    else:
+        sums_1(signs, z, out)
 
 
 def naive_feedback_signs(

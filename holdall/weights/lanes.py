@@ -37,8 +37,16 @@ def _negative(builder: Any, words: Any, index: Any) -> Any:
     return builder.bitcast(word, _MASK)
 
 
-def _sums_over_negative(rows: int) -> Any:
-    """fn(signs u16 [G], b f32 [>= rows * 16 G], out f32 [rows]): out[r] = sum of b[r, j] where the sign is set."""
+def _total(builder: Any, lanes: Any) -> Any:
+    """The sum of sixteen floats, as a tree."""
+    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+    fn = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    return builder.call(fn, [ir.Constant(_FLOAT, 0.0), lanes], fastmath=("fast",))
+
+
+def _sums_over_negative(rows: int, factors: int) -> Any:
+    """fn(signs u16 [rows, G], b f32 [factors * 16 G], out f32 [rows, factors]), all contiguous:
+    out[i, r] = the sum of b[r, j] where sign j of row i is set. Each sixteen of b are loaded once for all rows."""
 
     @intrinsic
     def sums(typingctx: Any, signs: Any, b: Any, out: Any) -> Any:
@@ -46,28 +54,30 @@ def _sums_over_negative(rows: int) -> Any:
             words = _data(context, builder, signature.args[0], args[0], ir.IntType(16))
             base = _data(context, builder, signature.args[1], args[1], _FLOAT)
             into = _data(context, builder, signature.args[2], args[2], _FLOAT)
-            groups = cgutils.unpack_tuple(
-                builder, context.make_array(signature.args[0])(context, builder, args[0]).shape
-            )[0]
-            stride = builder.mul(groups, ir.Constant(groups.type, LANES))
-            totals = [
-                cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES)) for _ in range(rows)
-            ]
+            shape = context.make_array(signature.args[0])(context, builder, args[0]).shape
+            groups = cgutils.unpack_tuple(builder, shape)[1]
+            size = groups.type
+            stride = builder.mul(groups, ir.Constant(size, LANES))
+            zero = ir.Constant(_VECTOR, [0.0] * LANES)
+            totals = [cgutils.alloca_once_value(builder, zero) for _ in range(rows * factors)]
             with cgutils.for_range(builder, groups) as loop:
-                mask = _negative(builder, words, loop.index)
-                column = builder.mul(loop.index, ir.Constant(groups.type, LANES))
-                for r in range(rows):
-                    offset = builder.add(column, builder.mul(stride, ir.Constant(groups.type, r)))
-                    old = builder.load(totals[r])
-                    new = builder.fadd(old, _load(builder, base, offset), flags=("fast",))
-                    builder.store(builder.select(mask, new, old), totals[r])
-            for r in range(rows):
-                lanes = builder.load(totals[r])
-                total: Any = ir.Constant(_FLOAT, 0.0)
-                for t in range(LANES):
-                    lane = builder.extract_element(lanes, ir.Constant(ir.IntType(32), t))
-                    total = builder.fadd(total, lane, flags=("fast",))
-                builder.store(total, builder.gep(into, [ir.Constant(groups.type, r)]))
+                masks = [
+                    _negative(
+                        builder, words, builder.add(loop.index, builder.mul(groups, ir.Constant(size, i)))
+                    )
+                    for i in range(rows)
+                ]
+                column = builder.mul(loop.index, ir.Constant(size, LANES))
+                for r in range(factors):
+                    offset = builder.add(column, builder.mul(stride, ir.Constant(size, r)))
+                    lanes = _load(builder, base, offset)
+                    for mask, held in zip(masks, totals[r::factors], strict=True):
+                        old = builder.load(held)
+                        builder.store(
+                            builder.select(mask, builder.fadd(old, lanes, flags=("fast",)), old), held
+                        )
+            for t, held in enumerate(totals):
+                builder.store(_total(builder, builder.load(held)), builder.gep(into, [ir.Constant(size, t)]))
             return context.get_dummy_value()
 
         return types.void(signs, b, out), codegen
@@ -75,7 +85,9 @@ def _sums_over_negative(rows: int) -> Any:
     return sums
 
 
-sums_1, sums_2, sums_4 = _sums_over_negative(1), _sums_over_negative(2), _sums_over_negative(4)
+ROWS = 4  # that share each load; a processor has seven masks
+sums_1, sums_2, sums_3, sums_4 = (_sums_over_negative(ROWS, factors) for factors in (1, 2, 3, 4))
+sums_alone = _sums_over_negative(1, 1)
 
 
 @intrinsic
