@@ -31,6 +31,8 @@ _REMOTE = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "requ
 
 def main() -> None:
     """What the `holdall` command runs."""
+    # Threads that spin while they wait make everything several times slower beside one other busy program.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it when it is loaded
     code = 2
     try:
         result = app(standalone_mode=False)

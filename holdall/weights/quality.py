@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -187,9 +188,9 @@ def probe(
     asked = json.dumps(
         {"path": path, "prompt": prompt, "tokens": tokens, "memory": memory, "threads": threads}
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "holdall.weights.probe", asked], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "holdall.weights.probe", asked]
+    sleeping = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as the command line has it
+    done = subprocess.run(command, env=sleeping, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HoldallError(f"the measuring process failed: {done.stderr.strip()[-300:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

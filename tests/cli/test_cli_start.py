@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -104,3 +105,20 @@ def test_methods_and_show_tell_what_the_classes_say(call) -> None:
         assert word in shown
     told = json.loads(call("show", "kv.snapkv", "--json").out)
     assert told["paper"]["number"] == 77 and told["knobs"][0]["option"] == "--window"
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "PASSIVE"), ("active", "active")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given: str | None, seen: str) -> None:
+    script = (
+        "import os, sys; sys.argv[1:] = ['methods']\n"
+        "from holdall.cli import main\n"
+        "try: main()\n"
+        "finally: sys.stderr.write(os.environ['OMP_WAIT_POLICY'])"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
+        {"OMP_WAIT_POLICY": given} if given else {}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, seen)
