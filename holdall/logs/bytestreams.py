@@ -215,3 +215,20 @@ class Cursor:
             raise CorruptArtefact(self.path, "a part is cut short")
         self.at += size
         return self.raw[self.at - size : self.at]
+
+
+class Numbers(Cursor):
+    """A cursor over bytes that are all varints, read at once."""
+
+    def __init__(self, raw: bytes, path: str):
+        super().__init__(raw, path)
+        values, good = digits.read_varints(np.frombuffer(bytearray(raw), np.uint8))
+        if not good:
+            raise CorruptArtefact(path, "a number is cut short")
+        self._values = iter(values.tolist())
+
+    def number(self, most: int) -> int:
+        value: int = next(self._values, -1)
+        if not 0 <= value <= most:
+            raise CorruptArtefact(self.path, f"a count of {value} where at most {most} can be")
+        return value

@@ -81,3 +81,21 @@ def tour_edges(numbers: Any, segments: Any, new: Any, lists: Any) -> Any:
             at += numbers[at] + 1
             out[k, j + 1] = at
     return out if at <= numbers.size else out[:0]
+
+
+@njit(cache=True, nogil=True)
+def holders(numbers: Any, firsts: Any, ends: Any, wanted: Any) -> Any:
+    """[segments] whether the list numbers[firsts + 1 : ends], told as steps from -1, has one of `wanted` (sorted)."""
+    out = np.zeros(firsts.size, np.bool_)
+    for k in range(firsts.size):
+        value, at = np.int64(-1), 0
+        for i in range(firsts[k] + 1, ends[k]):
+            value += numbers[i]
+            while at < wanted.size and wanted[at] < value:
+                at += 1
+            if at == wanted.size:
+                break
+            if wanted[at] == value:
+                out[k] = True
+                break
+    return out

@@ -161,7 +161,7 @@ def choose_layouts(groups: list[Group], segment: Segment, values: np.ndarray) ->
         changes = int((mine != sequences.last_of_key(mine, segment.event_keys(g), groups[g].base)).sum())
         if changes * 100 <= mine.size:
             groups[g].layout, segment.tables.sparse[g] = SPARSE, True
-    segment.order_streams()
+    segment.tables.arrange()
     for g, group in enumerate(groups):
         if group.layout == SPARSE:
             continue

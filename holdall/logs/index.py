@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from holdall.errors import CorruptArtefact
 from holdall.logs import bytestreams as bs
 from holdall.logs import mixing
-from holdall.logs.bytestreams import Cursor, varints
-from holdall.logs.digits import read_varints, tour_edges
+from holdall.logs.bytestreams import Cursor, Numbers, varints
+from holdall.logs.digits import holders, read_varints, tour_edges
 from holdall.logs.groups import BY_KEY, DELTA, DICT, FORM, SPARSE, Group
 from holdall.logs.numerals import Form
 from holdall.logs.segments import Tables
@@ -39,16 +40,37 @@ class Index:
     lines: list[int]  # by segment
     sizes: list[int]  # bytes by segment
     fresh: list[np.ndarray]  # by segment: [groups] the next new id at its beginning
-    present: list[np.ndarray]  # by segment: the steps between the events in it, from -1
-    seen: list[list[np.ndarray]]  # by segment, by large dictionary: the steps between older entries in it
     big: list[int]  # groups with large dictionaries
+    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # the lists of all segments
+    edges: np.ndarray = field(
+        default_factory=lambda: np.empty((0, 0), np.int64)
+    )  # [segments, lists + 1] in them
+
+    @cached_property
+    def literal_cuts(self) -> np.ndarray:
+        """Where each literal begins, and the end of the last; its newline is not part of it."""
+        return _cuts(self.literals)
+
+    @cached_property
+    def word_cuts(self) -> np.ndarray:
+        """The same of the entries of all dictionaries."""
+        return _cuts(self.words)
+
+    def listed(self, which: int, wanted: np.ndarray) -> np.ndarray:
+        """[segments] whether list `which` (0: events, then older entries of each large dictionary) has one of these."""
+        return holders(self.numbers, self.edges[:, which], self.edges[:, which + 1], np.unique(wanted))
+
+
+def _cuts(text: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.flatnonzero(text == 10) + 1]).astype(np.int64)
 
 
 def lines_of(texts: list[bytes]) -> bytes:
     return b"".join(x + b"\n" for x in texts)
 
 
-def write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
+def write_index(index: Index, parsed: Parsed, words: list[bytes], told: list[list[np.ndarray]]) -> bytes:
+    """told: by segment, the steps between the events in it, then between older entries of each large dictionary."""
     t = index.tables
     head = [
         index.size,
@@ -79,7 +101,7 @@ def write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
     packed = [bs.pack(x, spare=spare) for x in texts]
     head += [x for kernel, data in packed for x in (kernel, len(data))]
     if len(index.lines) > 1:
-        packed.append(bs.pack(tours := _write_tours(index), (bs.ZSTD,)))
+        packed.append(bs.pack(tours := _write_tours(index, told), (bs.ZSTD,)))
         head += [len(tours), packed[-1][0], len(packed[-1][1])]
     plain = varints(head)
     kernel, data = bs.pack(plain)
@@ -87,14 +109,14 @@ def write_index(index: Index, parsed: Parsed, words: list[bytes]) -> bytes:
     return start + index.digest + data + b"".join(d for _, d in packed)
 
 
-def _write_tours(index: Index) -> bytes:
+def _write_tours(index: Index, told: list[list[np.ndarray]]) -> bytes:
     """For each segment: new entries by dictionary, events in it, older entries of the large dictionaries in it."""
     out: list[int] = []
     names = [g for g, x in enumerate(index.groups) if x.kind == DICT]
     for k in range(len(index.lines)):
         if k:
             out += (index.fresh[k] - index.fresh[k - 1])[names].tolist()
-        for steps in (index.present[k], *index.seen[k]):
+        for steps in told[k]:
             out += [steps.size, *steps.tolist()]
     return varints(out)
 
@@ -112,14 +134,8 @@ def _read_tours(index: Index, raw: bytes, big: list[int], path: str) -> None:
     fresh[1:, names] = np.cumsum(np.minimum(new, 1 << 40), axis=0)
     if (fresh > np.array(index.counts)).any() or (fresh < 0).any():
         raise CorruptArtefact(path, "a segment has entries that its dictionary lacks")
-    index.fresh += list(fresh)
-    for first, *more in edges.tolist():
-        listed, at = [], first
-        for end in more:
-            listed.append(numbers[at + 1 : end])
-            at = end
-        index.present.append(listed[0])
-        index.seen.append(listed[1:])
+    index.fresh.extend(fresh)
+    index.numbers, index.edges = numbers, edges
 
 
 def _zigzag(n: int) -> int:
@@ -133,7 +149,7 @@ def read_index(raw: bytes, path: str) -> Index:
         raise CorruptArtefact(path, "a block of a layout that is not known")
     length, kernel, packed = outer.number(MOST_BYTES), outer.number(255), outer.number(len(raw))
     digest = outer.take(8)
-    c = Cursor(bs.unpack(kernel, outer.take(packed), length, path), path)
+    c = Numbers(bs.unpack(kernel, outer.take(packed), length, path), path)
     size, open_end, events, columns, groups, segments = (
         c.number(most) for most in (MOST_BYTES, 1, len(c.raw), len(c.raw), len(c.raw), len(c.raw))
     )
@@ -158,7 +174,7 @@ def read_index(raw: bytes, path: str) -> Index:
     tables = Tables.of(heads, rows, home, alone, np.array([g.layout == SPARSE for g, _, _ in made], bool))
     every = np.concatenate([*words, np.empty(0, np.uint8)])
     index = Index(size, bool(open_end), digest, tables, [g for g, _, _ in made], literals, every, counts, lines, sizes,
-                  [], [], [], big)  # fmt: skip
+                  [], big)  # fmt: skip
     if segments > 1:
         length, kernel, packed = c.number(64 * size), c.number(255), c.number(len(raw))
         _read_tours(index, bs.unpack(kernel, outer.take(packed), length, path), big, path)

@@ -110,13 +110,14 @@ def _place(key: Any, column: Any, prime: Any, size: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def run(state: Any, data: Any, slots: Any, weights: Any, values: Any, columns: Any, keys_a: Any, keys_b: Any,
-        modes: Any, fresh: Any) -> Any:  # fmt: skip
+        modes: Any, fresh: Any, total: Any) -> Any:  # fmt: skip
     """Encode `values` (or fill them, when state[4] says decode). All arrays but `modes`, `fresh` have a row each.
 
-    columns: dense column number; modes: by column; fresh: by column, the next new id. False: impossible values.
+    columns: dense column number; modes: by column; fresh: by column, the next new id; total: rows of the stream, of
+    which fewer may be asked for. False: impossible values.
     """
     kinds, size, decode = modes.size, 1 << 8, state[4] == 1
-    while size < min(values.size * 4, 1 << 16):
+    while size < min(total * 4, 1 << 16):
         size *= 2
     last, by_key = np.full((kinds, 4), _NONE), np.full((2, size), _NONE)
     recent = np.full((kinds if ((modes & 7) == RANKS).any() else 0, WINDOW), np.int32(-9))
@@ -171,7 +172,7 @@ def encode(
         slots, weights = tables(values.size)
         state = np.array([0, 0xFFFFFFFF, 0, 0, 0], np.int64)
         data, began = np.empty(room, np.uint8), fresh.copy()
-        run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, began)
+        run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, began, values.size)
         if state[2] <= room:
             break
         room = int(state[2]) + 64
@@ -190,12 +191,14 @@ def decode(
     keys_b: np.ndarray,
     modes: np.ndarray,
     fresh: np.ndarray,
+    total: int | None = None,
 ) -> np.ndarray | None:
-    """The symbols again; None if the bytes contradict themselves."""
-    slots, weights = tables(columns.size)
+    """The symbols again, the first of `total`; None if the bytes contradict themselves."""
+    total = columns.size if total is None else total
+    slots, weights = tables(total)
     first = int.from_bytes(raw[:4].ljust(4, b"\0"), "big")
     state = np.array([0, 0xFFFFFFFF, 4, first, 1], np.int64)
     values = np.zeros(columns.size, np.int64)
     data = np.frombuffer(bytearray(raw), np.uint8)  # one type for both ways: one compilation
-    good = run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fresh)
+    good = run(state, data, slots, weights, values, columns, keys_a, keys_b, modes, fresh, total)
     return values if good else None

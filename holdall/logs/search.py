@@ -8,14 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from holdall.logs.base import needle, section
-from holdall.logs.blocks import decode_segments, decode_structured
+from holdall.logs.blocks import decode_structured, search_segments
 from holdall.logs.bytestreams import Cursor
-from holdall.logs.groups import DICT, INT, Group
-from holdall.logs.index import PLAIN_BLOCK, Index, read_index
+from holdall.logs.index import PLAIN_BLOCK, read_index
 from holdall.logs.plain import decode_plain
+from holdall.logs.traces import possible
 from holdall.packed import Packed
-
-_WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 
 
 def block_parts(packed: Packed, k: int) -> tuple[bytes, Packed, int]:
@@ -53,10 +51,13 @@ def find_lines(
     fixed = None if regex else (pattern.encode() if isinstance(pattern, str) else bytes(pattern))
     if fixed is not None and b"\n" in fixed:
         return
+    plain = fixed if fixed and not ignore_case else None
     before, rest, k = 0, b"", 0
     while f"{k}" in packed.arrays:
-        for lines, text in _candidates(packed, k, fixed, ignore_case):
-            if text is None:
+        for lines, text, which in _candidates(packed, k, fixed, ignore_case, bool(rest)):
+            if which is not None:
+                yield from _of_some(text, which, wanted, before)
+            if which is not None or not text:
                 before += lines
                 continue
             whole, cut = rest + text, not text.endswith(b"\n") and f"{k + 1}" in packed.arrays
@@ -64,102 +65,64 @@ def find_lines(
             if cut:  # a line goes on in the next block
                 at = whole.rfind(b"\n") + 1
                 whole, rest = whole[:at], whole[at:]
-            yield from _in_text(whole, wanted, before)
+            yield from _of_all(whole, wanted, plain, before)
             before += whole.count(b"\n")
         k += 1
     if rest:
-        yield from _in_text(rest, wanted, before)
+        yield from _of_all(rest, wanted, plain, before)
 
 
-def _in_text(text: bytes, wanted: re.Pattern[bytes], before: int) -> Iterator[tuple[int, bytes]]:
-    """Matches are looked for in the whole text at once where that cannot join two lines."""
-    for number, line in enumerate(text.removesuffix(b"\n").split(b"\n") if text else [], before + 1):
+def _of_some(
+    text: bytes, which: np.ndarray, wanted: re.Pattern[bytes], before: int
+) -> Iterator[tuple[int, bytes]]:
+    """Hits among lines of which the numbers are told."""
+    for number, line in zip(which.tolist(), text.split(b"\n"), strict=False):
         if wanted.search(line):
-            yield number, line
+            yield before + number + 1, line
+
+
+def _of_all(
+    text: bytes, wanted: re.Pattern[bytes], plain: bytes | None, before: int
+) -> Iterator[tuple[int, bytes]]:
+    """Hits among consecutive lines. plain: the term itself, which is then looked for in all of the text at once."""
+    if plain is None:
+        for number, line in enumerate(text.removesuffix(b"\n").split(b"\n") if text else [], before + 1):
+            if wanted.search(line):
+                yield number, line
+        return
+    number, counted, at = before + 1, 0, text.find(plain)
+    while at >= 0:
+        start, stop = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+        stop = stop if stop >= 0 else len(text)
+        number += text.count(b"\n", counted, start)
+        yield number, text[start:stop]
+        counted, at = start, text.find(plain, stop)
 
 
 def _candidates(
-    packed: Packed, k: int, fixed: bytes | None, fold: bool
-) -> Iterator[tuple[int, bytes | None]]:
-    """(lines, text) of each segment of a block; the text is None where the term cannot be."""
+    packed: Packed, k: int, fixed: bytes | None, fold: bool, goes_on: bool
+) -> Iterator[tuple[int, bytes, np.ndarray | None]]:
+    """(lines, text, numbers) of each segment of a block. numbers: of the lines in the text; None: all, or no text.
+
+    goes_on: whether the block begins inside a line, which is then wanted whatever it holds.
+    """
     raw = section(packed, f"{k}")
     if raw[:1] == bytes([PLAIN_BLOCK]):
-        yield 0, decode_plain(raw, "artefact")
+        yield 0, decode_plain(raw, "artefact"), None
         return
     index_raw, data = _opened(raw, packed, k)
     index = read_index(index_raw, "artefact")
-    which = list(range(len(index.lines))) if fixed is None else possible(index, fixed, fold)
-    if index.open_end and len(index.lines) - 1 not in which:
-        which = [*which, len(index.lines) - 1]  # its last line may go on in the next block
-    texts = dict(decode_segments(index, _columns(packed, k, data), which, "artefact")) if which else {}
-    for j, lines in enumerate(index.lines):
-        yield lines, texts.get(j)
-
-
-def possible(index: Index, term: bytes, fold: bool) -> list[int]:
-    """Segments that may hold the term: for each word in it, those where a template or a value holds that word."""
-    every = set(range(len(index.lines)))
-    low = (lambda b: b.lower()) if fold else (lambda b: b)
-    literals, words = low(index.literals.tobytes()), low(index.words.tobytes())
-    for word in sorted(_WORD.findall(low(term)), key=len, reverse=True):
-        every &= _holding(index, word, literals, words)
-        if not every:
-            break
-    return sorted(every)
-
-
-def _holding(index: Index, word: bytes, literals: bytes, words: bytes) -> set[int]:
-    """Segments in which some template, entry or number may hold `word`: it never reaches over a parameter's edge."""
-    everywhere = set(range(len(index.lines)))
-    if any(g.kind != DICT and _may_spell(g, word) for g in index.groups):
-        return everywhere
-    entries, groups = _entries(words, index.words, word), np.cumsum(index.counts)
-    owners = np.searchsorted(groups, entries, side="right")
-    big = index.big
-    found: set[int] = set()
-    for g in np.unique(owners).tolist():
-        if len(index.lines) == 1 or g not in big:
-            return everywhere
-        ids = entries[owners == g] - (groups[g] - index.counts[g])
-        starts = np.array([f[g] for f in index.fresh])
-        found |= set((np.searchsorted(starts, ids, side="right") - 1).tolist())  # where they came first
-        found |= _told([x[big.index(g)] for x in index.seen], ids)
-    events = np.unique(np.searchsorted(np.cumsum(index.tables.widths + 1), _entries(literals, index.literals, word),
-                                       side="right"))  # fmt: skip
-    if events.size:
-        found |= everywhere if len(index.lines) == 1 else _told(index.present, events)
-    return found
-
-
-def _told(steps: list[np.ndarray], ids: np.ndarray) -> set[int]:
-    """Segments whose list (told as steps) has one of `ids`."""
-    sizes = np.array([s.size for s in steps])
-    listed = np.concatenate([[0], np.cumsum(np.concatenate(steps))])
-    before = listed[np.cumsum(sizes) - sizes]  # each list begins anew
-    owner = np.repeat(np.arange(len(steps)), sizes)
-    listed = listed[1:] - before[owner] - 1
-    return set(owner[np.isin(listed, ids)].tolist())
-
-
-def _may_spell(group: Group, word: bytes) -> bool:
-    """Whether a number of this group could be written with `word` in it."""
-    if group.kind == INT:
-        return word.isdigit() and len(word) <= len(str(max(abs(group.base), abs(group.top))))
-    assert group.form is not None
-    mask = group.form.mask.lower()  # a form may have letters too: d0 for d1, d2, ...
-    for at in range(len(mask) - len(word) + 1):
-        if all(48 <= w <= 57 if m == 48 else m == w for m, w in zip(mask[at:], word.lower(), strict=False)):
-            return True
-    return False
-
-
-def _entries(text: bytes, raw: np.ndarray, word: bytes) -> np.ndarray:
-    """Numbers of the newline-ended entries that hold `word`."""
-    at, hits = text.find(word), []
-    while at >= 0:
-        hits.append(at)
-        at = text.find(word, at + 1)
-    if not hits:
-        return np.empty(0, np.int64)
-    ends = np.flatnonzero(raw == 10)
-    return np.unique(np.searchsorted(ends, np.array(hits)))
+    every = range(len(index.lines))
+    which, trace = (list(every), None) if fixed is None else possible(index, fixed, fold)
+    whole = {0} if goes_on else set()
+    if index.open_end:
+        whole.add(every[-1])  # its last line may go on in the next block
+    if not which and not whole:
+        yield sum(index.lines), b"", None
+        return
+    found = search_segments(
+        index, _columns(packed, k, data), sorted({*which, *whole}), whole, trace, "artefact"
+    )
+    texts = {j: (text, numbers) for j, text, numbers in found}
+    for j in every:
+        yield index.lines[j], *texts.get(j, (b"", None))

@@ -35,15 +35,15 @@ def _integer(out: Any, at: Any, value: Any) -> Any:
 def weave(
     out: Any, events: Any, bounds: Any, group_of: Any, values: Any, text: Any, cuts: Any, firsts: Any, kinds: Any,
     bases: Any, words: Any, ends: Any, masks: Any, mask_cuts: Any, widths: Any, radices: Any, form_cuts: Any,
-    last_newline: Any,
+    last_newline: Any, which: Any,
 ) -> Any:  # fmt: skip
-    """Fill `out` with the lines; returns how many bytes, or -1 if they do not fit or a value is impossible.
+    """Fill `out` with the lines `which`; returns how many bytes, or -1 if they do not fit or a value is impossible.
 
     text[cuts[firsts[e] + s] : cuts[firsts[e] + s + 1] - 1]: literal s of event e. words[ends[d] : ends[d + 1]]: entry d
     of all dictionaries; bases[g]: the first entry of group g's. masks, widths, radices: the forms, by group.
     """
     at = 0
-    for i in range(events.size):
+    for i in which:
         f = firsts[events[i]]
         n = bounds[i + 1] - bounds[i]
         for s in range(n + 1):

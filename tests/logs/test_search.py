@@ -66,14 +66,50 @@ def test_only_the_segments_that_can_hold_the_term_are_unpacked(monkeypatch):
     raw = server_log(20_000)
     packed = Logzip(segment=600).encode(raw)
     seen = []
-    real = blocks.decode_segment
-    monkeypatch.setattr(blocks, "decode_segment", lambda *a: seen.append(1) or real(*a))
+    real = blocks.open_segment
+    monkeypatch.setattr(blocks, "open_segment", lambda *a: seen.append(1) or real(*a))
     assert list(Logzip().grep(packed, "blk_123456789123456789123")) == []
     assert not seen
     block = re.search(rb"blk_(-?\d{15,})", raw[len(raw) // 2 :])[1]
     got = list(Logzip().grep(packed, block))
     assert got == [(i, x) for i, x in enumerate(raw.splitlines(), 1) if block in x]
     assert 1 <= len(seen) <= 5  # of 34
+
+
+def test_columns_are_decoded_only_as_far_as_the_hits_need_them(monkeypatch):
+    from holdall.logs import mixing
+
+    raw = server_log(20_000)
+    lines = raw.splitlines()
+    packed, rows = Logzip(segment=2000).encode(raw), []
+    real = mixing.decode
+    monkeypatch.setattr(mixing, "decode", lambda *a: rows.append(a[1].size) or real(*a))
+    assert Logzip().decode(packed) == raw
+    every, rows[:] = sum(rows), []
+    block = re.search(rb"blk_(-?\d{15,})", lines[10_100])[1]  # early in its segment
+    hits = [(i, x) for i, x in enumerate(lines, 1) if block in x]
+    assert list(Logzip().grep(packed, block)) == hits
+    near = len({(i - 1) // 2000 for i, _ in hits})
+    assert sum(rows) < 0.6 * every * near / 10
+
+
+@pytest.mark.parametrize("term", ["10.251", "251.1", "10.251.2", ".251.", ":50010", "50010 is added", "src: /10.",
+                                  "ms on", "081109 09", "INFO", "blk_", "", "Slow flush took"])  # fmt: skip
+def test_terms_that_begin_or_end_inside_a_value(term):
+    assert list(Logzip().grep(PACKED, term)) == expected(term.encode())
+    assert list(Logzip().grep(PACKED, term.swapcase(), ignore_case=True)) == expected(term.encode())
+
+
+@pytest.mark.parametrize("term", ["tail", "front 7", "x", "middle", "one tail"])
+def test_a_line_that_is_cut_between_blocks(term, monkeypatch):
+    from holdall.logs import plain
+
+    monkeypatch.setattr(plain, "contest", lambda raw, structured: None)
+    front = b"".join(b"the front %d of it\n" % i for i in range(40))
+    raw = front + b"x 1 " * 400 + b"one tail\n" + b"".join(b"a middle %d line\n" % i for i in range(40))
+    packed = Logzip(block=500, segment=5).encode(raw)
+    wanted = [(i, x) for i, x in enumerate(raw.splitlines(), 1) if term.encode() in x]
+    assert wanted and list(Logzip().grep(packed, term)) == wanted
 
 
 def test_columns_of_a_block_without_the_term_are_not_read(tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import lzma
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +58,7 @@ def test_a_stream_that_does_not_read_back_is_not_kept(monkeypatch):
     assert kernel == bytestreams.ZSTD and bytestreams.unpack(kernel, data, len(raw), "test") == raw
 
 
+@pytest.mark.slow
 def test_a_log_that_comes_twice_is_left_to_lzma():
     """What lies far back is seen by xz alone: the sample must not hide it."""
     once = server_log(50_000)
