@@ -7,8 +7,35 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-STAR = -1
+from holdall.logs.matching import STAR, match
+
 _WORDS = 257
+APART, UNSURE, INSIDE = 0, 1, 2  # what can be said of a line and a template without aligning them
+
+
+@njit(cache=True, nogil=True)
+def foretell(template: Any, line: Any, theta: Any, counts: Any, spans: Any) -> Any:
+    """INSIDE: the line joins the template and leaves it as it is. APART: it has too few of its words. Else UNSURE.
+
+    counts: zeros for each token id; they are zeros again afterwards.
+    """
+    words, mine, common = (template >= _WORDS).sum(), (line >= _WORDS).sum(), 0
+    if words == 0 and mine == 0:
+        return UNSURE
+    for t in template:
+        if t >= _WORDS:
+            counts[t] += 1
+    for t in line:
+        if t >= _WORDS and counts[t] > 0:
+            counts[t] -= 1
+            common += 1
+    for t in template:
+        if t >= _WORDS:
+            counts[t] = 0
+    least = theta * max(words, mine)
+    if common <= least:
+        return APART
+    return INSIDE if words > least and match(line, 0, line.size, template, spans) else UNSURE
 
 
 @njit(cache=True, nogil=True)

@@ -49,10 +49,10 @@ def gather(parsed: Parsed, mapping: bool) -> tuple[list[Group], np.ndarray]:
     mapping: whether equal values share an entry and numbers are kept as numbers (level 3).
     """
     text, spans, of = parsed.text, parsed.spans, parsed.column_of
-    ids, _ = intern(text, spans[:, 0], spans[:, 1], np.ones(spans.shape[0], np.bool_))
-    order = np.argsort(of, kind="stable")
+    ids, _ = intern(text, spans[:, 0], spans[:, 1])
     total = max((c for row in parsed.columns for c in row), default=-1) + 1
-    edges = np.searchsorted(of[order], np.arange(total + 1))
+    order = np.argsort(of.astype(np.uint16 if total < 1 << 16 else np.int64), kind="stable")
+    edges = np.concatenate([[0], np.cumsum(np.bincount(of, minlength=total))])
     made: list[tuple[int, Group]] = []
     words: list[int] = []
     for c in range(total):
@@ -71,7 +71,7 @@ def gather(parsed: Parsed, mapping: bool) -> tuple[list[Group], np.ndarray]:
         rows = np.sort(np.concatenate([order[edges[c] : edges[c + 1]] for c in members]))
         local, firsts = (np.arange(rows.size),) * 2
         if mapping:
-            local, firsts = intern(text, spans[rows, 0], spans[rows, 1], np.ones(rows.size, np.bool_))
+            local, firsts = intern(text, spans[rows, 0], spans[rows, 1])
         groups.append(Group(DICT, rows, local, spans=spans[rows[firsts]]))
     return _in_order(groups, home)
 

@@ -144,7 +144,10 @@ class Logzip(LogCodec):
         how = blocks.Recipe(self.level, self.segment, self.sample, self.theta, self.target, self.lossy)
         found: dict[str, float] = {}
         index, data = b"", b""
-        if plain.has_structure(raw):
+        if plain.has_structure(raw) and (
+            self.lossy
+            or not plain.is_lost(raw, lambda x: sum(map(len, blocks.encode_structured(x, how)[:2])))
+        ):
             index, data, found = blocks.encode_structured(raw, how)
         if not (self.lossy and index):
             instead = plain.contest(raw, len(index) + len(data) if index else None)

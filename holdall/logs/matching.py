@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from holdall.logs.alignment import STAR
+STAR = -1
 
 
 @njit(cache=True, nogil=True)

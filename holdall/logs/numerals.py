@@ -71,27 +71,37 @@ class Form:
         )
 
 
+@njit(cache=True, nogil=True)
+def _mask(text: Any, starts: Any, stops: Any) -> Any:
+    """Digits as "0" and separators as they are, where all values have both at the same places; else nothing."""
+    length = stops[0] - starts[0]
+    out = np.empty(min(max(length, 0), _LONGEST), np.uint8)
+    if length < 1 or length > _LONGEST:
+        return out[:0]
+    for k in range(length):
+        c = text[starts[0] + k]
+        out[k] = 48 if 48 <= c <= 57 else c
+    for i in range(starts.size):
+        if stops[i] - starts[i] != length:
+            return out[:0]
+        for k in range(length):
+            c = text[starts[i] + k]
+            if out[k] != (48 if 48 <= c <= 57 else c):
+                return out[:0]
+    return out
+
+
 def find_form(text: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Form | None:
     """The one form of all values, or None."""
-    length = int(stops[0] - starts[0])
-    if not 1 <= length <= _LONGEST or not (stops - starts == length).all():
+    mask = _mask(text, starts, stops).tobytes()
+    if not mask:
         return None
-    mask = bytearray()
-    for k in range(length):
-        column = text[starts + k]
-        digit = (column >= 48) & (column <= 57)
-        if digit.all():
-            mask.append(48)
-        elif (column == column[0]).all() and not digit[0]:
-            mask.append(int(column[0]))
-        else:
-            return None
     runs = [len(r) for r in "".join("0" if c == 48 else " " for c in mask).split()]
     clocks = [x for w in runs for x in ((2, 2, 2) if w == 6 else (w,))]
     if not runs or max(runs) > _MOST_DIGITS:
         return None
     for widths in (clocks, runs):
-        form = Form(bytes(mask), tuple(widths), tuple(10**w for w in widths))
+        form = Form(mask, tuple(widths), tuple(10**w for w in widths))
         clocked = _clocked(form, text, starts)
         if clocked is not None:
             break
@@ -111,8 +121,10 @@ def _clocked(form: Form, text: np.ndarray, starts: np.ndarray) -> Form | None:
     return None
 
 
-def _number(text: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+@njit(cache=True, nogil=True)
+def _number(text: Any, starts: Any, width: Any) -> Any:
     v = np.zeros(starts.size, np.int64)
-    for k in range(width):
-        v = v * 10 + (text[starts + k].astype(np.int64) - 48)
+    for i in range(starts.size):
+        for k in range(width):
+            v[i] = v[i] * 10 + (np.int64(text[starts[i] + k]) - 48)
     return v

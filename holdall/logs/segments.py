@@ -121,13 +121,10 @@ def _sparse(segment: Segment, groups: list[Group], members: list[int], values: n
     """Columns that hardly change: only where they do, and to what. One stream, for each alone is a few bytes."""
     counts, told = [], []
     for g in members:
-        mine, base = values[segment.rows[g]], groups[g].base
-        at = np.flatnonzero(mine != sequences.last_of_key(mine, segment.event_keys(g), base))
-        counts.append(int(at.size))
-        if at.size:
-            new = mine[at] - base
-            told += [np.diff(at, prepend=-1) - 1, np.where(new < 0, -2 * new - 1, 2 * new)]
-    if not told:
+        news = sequences.changes(values[segment.rows[g]], segment.event_keys(g), groups[g].base)
+        counts.append(news.shape[1])
+        told += [*news]
+    if not any(counts):
         return b""
     column, zero = sparse_columns(counts)
     modes, fresh = np.zeros((2, 2 * len(members)), np.int64)

@@ -23,6 +23,22 @@ def last_of_key(values: Any, keys: Any, base: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
+def changes(values: Any, keys: Any, base: Any) -> Any:
+    """[2, changes] how many values stood as they were since the last change, and the new value, zigzag from `base`."""
+    out, n, since = np.empty((2, values.size), np.int64), 0, 0
+    last = np.full(1 << 12, base)
+    for i in range(values.size):
+        at = keys[i] & ((1 << 12) - 1)
+        if values[i] == last[at]:
+            since += 1
+            continue
+        last[at], step = values[i], values[i] - base
+        out[0, n], out[1, n] = since, -2 * step - 1 if step < 0 else 2 * step
+        n, since = n + 1, 0
+    return out[:, :n]
+
+
+@njit(cache=True, nogil=True)
 def undo_steps(steps: Any, keys: Any, base: Any, by_key: Any) -> Any:
     """The values again from their zigzag steps."""
     last = np.full(1 << 12, base)

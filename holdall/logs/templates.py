@@ -8,12 +8,12 @@ import numpy as np
 
 from holdall.logs import matching
 from holdall.logs import tokens as tk
-from holdall.logs.alignment import STAR as STAR_ID
-from holdall.logs.alignment import common_pattern
+from holdall.logs.alignment import APART, INSIDE, common_pattern, foretell
+from holdall.logs.matching import STAR as STAR_ID
 
 _LONGEST = 4000  # tokens: longer lines are not aligned with others
 _CLUSTERS = 40  # templates that one coarse cluster may open before lines go to the next round
-_WORK = 20_000_000  # cells of alignment a round, about 0.07 s
+_WORK = 60_000_000  # cells of alignment a round, about 0.2 s
 _FLOOR = 1000  # lines a round at least: 1 % of a small log says nothing
 
 
@@ -109,11 +109,17 @@ def _cluster(sample: list[tuple[np.ndarray, int]], theta: float) -> list[np.ndar
     for x, (_, count) in zip(named, sample, strict=True):
         often[x] += count
     coarse: dict[tuple[int, ...], list[np.ndarray]] = {}
-    work = _WORK
+    work, longest = _WORK, max((ids.size for ids, _ in sample), default=0)
+    counts, spans = np.zeros(often.size, np.int32), np.empty((2 * longest + 2, 2), np.int64)
     for x, (ids, _) in zip(named, sample, strict=True):
         masked = np.where(ids == tk.NUMBER, STAR_ID, ids).astype(np.int32)
         found = coarse.setdefault(tuple(x[np.argsort(-often[x], kind="stable")[:3]].tolist()), [])
         for k, template in enumerate(found):
+            verdict = foretell(template, masked, theta, counts, spans)
+            if verdict == INSIDE:
+                break
+            if verdict == APART:
+                continue
             work -= template.size * masked.size
             if work < 0:  # the rest of the sample waits for the next round
                 break
@@ -162,7 +168,8 @@ def extract_templates(
         if not fresh:
             break
         kept = _ordered([*kept, *fresh])
-        chosen = np.where(firsts == lasts, 0, assign(ids, firsts, lasts, kept))
+        chosen[todo] = assign(ids, firsts[todo], lasts[todo], _ordered(fresh))
+    chosen = assign(ids, firsts, lasts, kept)
     chosen[firsts == lasts] = -1
     used = np.unique(chosen[chosen >= 0])
     names = np.full(len(kept) + 1, -1, np.int64)

@@ -53,17 +53,16 @@ def _same(text: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def intern(text: Any, starts: Any, stops: Any, keep: Any) -> Any:
-    """Number equal spans alike, by first use. keep[i] False leaves a span out (-1).
+def number_alike(text: Any, starts: Any, stops: Any, ids: Any, wanted: Any, base: Any) -> Any:
+    """Number equal spans alike, by first use, from `base` on, in place of the `wanted` among `ids`.
 
-    Returns the ids and, for each id, the index of the span that came first.
+    Returns for each number the index of the span that came first.
     """
     size, found = 1 << 12, 0
     table = np.full(size, -1, np.int64)
     firsts, marks = np.empty(size, np.int64), np.empty(size, np.uint64)
-    ids = np.full(starts.size, -1, np.int64)
     for i in range(starts.size):
-        if not keep[i]:
+        if ids[i] != wanted:
             continue
         a, b = starts[i], stops[i]
         h = _hash(text, a, b)
@@ -73,12 +72,12 @@ def intern(text: Any, starts: Any, stops: Any, keep: Any) -> Any:
             if k < 0:
                 table[at] = found
                 firsts[found], marks[found] = i, h
-                ids[i] = found
+                ids[i] = base + found
                 found += 1
                 break
             f = firsts[k]
             if marks[k] == h and stops[f] - starts[f] == b - a and _same(text, a, b, starts[f]):
-                ids[i] = k
+                ids[i] = base + k
                 break
             at = (at + 1) & (size - 1)
         if found * 2 > size:
@@ -92,7 +91,13 @@ def intern(text: Any, starts: Any, stops: Any, keep: Any) -> Any:
                 while table[at] >= 0:
                     at = (at + 1) & (size - 1)
                 table[at] = k
-    return ids, firsts[:found].copy()
+    return firsts[:found].copy()
+
+
+def intern(text: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[spans] a number for each, equal ones alike, by first use; and for each number the span that came first."""
+    ids = np.full(starts.size, -1, np.int64)
+    return ids, number_alike(text, starts, stops, ids, -1, 0)
 
 
 @njit(cache=True, nogil=True)
@@ -116,13 +121,12 @@ def _joins(text: Any, i: Any, start: Any, stop: Any, clocks: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _runs(text: Any, lines: Any, starts: Any, kinds: Any, bounds: Any, fill: Any, clocks: Any) -> Any:
-    """Count (fill False) or write the tokens of all lines; clocks: whether times and dates are one token."""
+def _runs(text: Any, lines: Any, starts: Any, stops: Any, kinds: Any, bounds: Any, clocks: Any) -> Any:
+    """Write the tokens of all lines; how many. clocks: whether times and dates are one token."""
     n = 0
     for line in range(lines.size - 1):
         i, stop = lines[line], lines[line + 1] - 1
-        if fill:
-            bounds[line] = n
+        bounds[line] = n
         while i < stop:
             a, digit = i, False
             if _WORD[text[i]]:
@@ -135,34 +139,23 @@ def _runs(text: Any, lines: Any, starts: Any, kinds: Any, bounds: Any, fill: Any
                 while i < stop and text[i] == text[a]:
                     i += 1
                 kind = np.int64(text[a] if i - a == 1 else WORDS)
-            if fill:
-                starts[n], kinds[n] = a, kind
+            starts[n], stops[n], kinds[n] = a, i, kind
             n += 1
-    if fill:
-        bounds[lines.size - 1] = n
-        starts[n] = lines[lines.size - 1] - 1
+    bounds[lines.size - 1] = n
     return n
-
-
-@njit(cache=True, nogil=True)
-def _stops(starts: Any, bounds: Any, lines: Any, stops: Any) -> Any:
-    for line in range(bounds.size - 1):
-        for t in range(bounds[line], bounds[line + 1]):
-            stops[t] = starts[t + 1] if t + 1 < bounds[line + 1] else lines[line + 1] - 1
 
 
 def tokenize(
     text: np.ndarray, lines: np.ndarray, clocks: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Starts, stops and ids of all tokens, [T], and where each line's tokens begin, [n + 1]."""
-    nothing = np.empty(0, np.int64)
-    n = _runs(text, lines, nothing, nothing, nothing, False, clocks)
-    starts, ids, bounds = np.empty(n + 1, np.int32), np.empty(n, np.int32), np.empty(lines.size, np.int64)
-    _runs(text, lines, starts, ids, bounds, True, clocks)
-    stops = np.empty(n, np.int32)
-    _stops(starts, bounds, lines, stops)
-    words, _ = intern(text, starts[:n], stops, ids == WORDS)
-    return starts[:n], stops, np.where(ids == WORDS, words + WORDS, ids).astype(np.int32), bounds
+    room = text.size + 1  # a token has a byte at least; pages that are not written to cost nothing
+    starts, stops, ids = (np.empty(room, np.int32) for _ in range(3))
+    bounds = np.empty(lines.size, np.int64)
+    n = _runs(text, lines, starts, stops, ids, bounds, clocks)
+    starts, stops, ids = starts[:n], stops[:n], ids[:n]
+    number_alike(text, starts, stops, ids, WORDS, WORDS)
+    return starts, stops, ids, bounds
 
 
 @njit(cache=True, nogil=True)

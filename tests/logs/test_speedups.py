@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdall.logs import Logzip, alignment, bytestreams, digits, matching, plain
+from holdall.logs import Logzip, alignment, bytestreams, digits, matching, mixing, plain, sequences
 from holdall.logs import tokens as tk
 from tests.logs.test_logzip import server_log
 
@@ -35,6 +35,64 @@ def test_equal_ends_lose_nothing(lead, a, b, tail):
     for whole in (x, y):
         spans = np.empty((got.size + 1, 2), np.int64)
         assert matching.match(np.array(whole, np.int32), 0, len(whole), got, spans)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_PATTERN, _PATTERN, st.sampled_from([0.0, 0.3, 0.5, 0.95]))
+def test_what_is_foretold_of_an_alignment_is_true(a, b, theta):
+    template, line = np.array(a, np.int32), np.array(b, np.int32)
+    counts, spans = np.zeros(400, np.int32), np.empty((30, 2), np.int64)
+    verdict = alignment.foretell(template, line, theta, counts, spans)
+    _, alike, total = alignment.common_pattern(template, line)
+    assert not counts.any()
+    assert verdict != alignment.APART or alike <= theta * total
+    if verdict == alignment.INSIDE:
+        assert alike > theta * total and matching.match(line, 0, line.size, template, spans)
+
+
+def test_a_line_like_its_template_is_foretold_inside_and_a_stranger_apart():
+    template, counts = np.array([300, 32, alignment.STAR, 32, 301, 302], np.int32), np.zeros(400, np.int32)
+    spans = np.empty((9, 2), np.int64)
+    like = np.array([300, 32, 310, 32, 301, 302], np.int32)
+    assert alignment.foretell(template, like, 0.5, counts, spans) == alignment.INSIDE
+    stranger = np.array([330, 32, 331, 32, 301, 333], np.int32)
+    assert alignment.foretell(template, stranger, 0.5, counts, spans) == alignment.APART
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(-3, 3), max_size=60), st.integers(1, 3), st.integers(-2, 2))
+def test_changes_of_a_column(raw, kinds, base):
+    values, keys = np.array(raw, np.int64), np.arange(len(raw)) % kinds
+    last, at, steps = dict.fromkeys(range(kinds), base), [-1], []
+    for i, v in enumerate(raw):
+        if v != last[i % kinds]:
+            last[i % kinds] = v
+            at.append(i)
+            steps.append(-2 * (v - base) - 1 if v < base else 2 * (v - base))
+    gaps, news = sequences.changes(values, keys, base)
+    assert gaps.tolist() == (np.diff(at) - 1).tolist() and news.tolist() == steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=400), st.integers(0, 400), st.sampled_from([0, 8, 24])
+)
+def test_a_stream_can_be_read_in_part(raw, some, asks):
+    values, some = np.array(raw, np.int64), min(some, len(raw))
+    keys, zero = np.arange(values.size) % 7, np.zeros(values.size, np.int64)
+    modes, fresh = np.array([mixing.PLAIN | asks]), np.zeros(1, np.int64)
+    coded = mixing.encode(values, zero, keys, zero, modes, fresh.copy())
+    got = mixing.decode(coded, zero[:some], keys[:some], zero[:some], modes, fresh, values.size)
+    assert got is not None and (got == values[:some]).all()
+
+
+def test_templates_are_tried_on_a_middling_block_unless_a_sample_says_they_lose():
+    raw = server_log(20_000)
+    assert 1 << 20 <= len(raw) < 8 << 20
+    assert plain.is_lost(raw, lambda sample: len(sample))
+    assert not plain.is_lost(raw, lambda sample: 10)
+    assert not plain.is_lost(raw[: 1 << 19], lambda sample: len(sample))  # not worth the question
+    assert not plain.is_lost(b"x" * (2 << 20), lambda sample: len(sample))  # no lines
 
 
 def test_stars_are_split_where_they_hold_numbers():
