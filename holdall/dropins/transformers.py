@@ -77,12 +77,13 @@ class Cache(transformers.Cache):
             self._freed_at = None
         entries = state.append(key_states, value_states)
         new = key_states.shape[2]
-        if self.method is None or (entries.whole and not self._in_prompt(entries, new)):
+        idle = self.method is None or not (self.method.follows or self._in_prompt(entries, new))
+        if idle and entries.whole:
             return entries.keys, entries.values
         state.step = Step(
             entries, new, partial(self._attended, state, new)
         )  # gone with the step: no cycle holds memory
-        return state.step.keys(), entries.values
+        return state.step.given()
 
     @contextmanager
     def prefilling(self, total: int | None = None, judge: bool = True) -> Iterator[Cache]:
@@ -147,10 +148,12 @@ class Cache(transformers.Cache):
         state.step = None
         assert self.method is not None and state.entries is not None
         if not self._in_prompt(state.entries, new):
+            if self.method.follows and self._mode != "append":
+                state.follow(query, mask, scale, self.method, self._growing(state))
             return
-        state.remember(query, mask, scale, self.method.lookback())
+        state.remember(query, mask, scale, self.method)
         complete = self._mode == "turns" or (self._until is not None and state.entries.tokens >= self._until)
-        if complete and self.budget is not None and self.budget.bytes is not None:
+        if complete and self._together:
             state.due = True  # shared out among the layers, which are not all known yet
         elif complete:
             state.compress(self.method, self._share(state.judged()))
@@ -162,20 +165,44 @@ class Cache(transformers.Cache):
             return True
         return new > 1 and self._mode != "append"
 
+    @property
+    def _together(self) -> bool:
+        """Whether the budget is split among the layers when all of them have been read."""
+        if self.budget is None or self.method is None:
+            return False
+        return self.budget.bytes is not None or self.method.portion(0) is None
+
     def _share(self, x: Entries) -> Budget | None:
         """One layer's budget, where it does not depend on the others."""
         if self.budget is None or self.budget.bytes is not None:
             return self.budget
         limit = self.budget.limit(x.original, x.tokens * x.elements)
+        portion = None if self.method is None else self.method.portion(x.layer)
+        limit = limit if portion is None else int(limit * portion)
         return Budget(bytes=max(1, limit, min(self.floor * x.each, x.original)))
 
     def _shares(self, layers: list[Entries]) -> list[Budget | None]:
-        if self.budget is None or self.budget.bytes is None or self.method is None:
+        if not self._together:
             return [self._share(x) for x in layers]
+        assert self.budget is not None and self.method is not None
+        total = self.budget.bytes
+        if total is None:
+            total = sum(share.bytes for x in layers if (share := self._share(x)) is not None and share.bytes)
         least = sum(self.method.smallest(x) for x in layers)
-        if least > self.budget.bytes:
-            raise BudgetError(self.budget.bytes, least, who=self.method.full_name(), why=self.method.why())
-        return [Budget(bytes=max(1, n)) for n in self.method.share(layers, self.budget.bytes)]
+        if least > total:
+            raise BudgetError(total, least, who=self.method.full_name(), why=self.method.why())
+        return [Budget(bytes=max(1, n)) for n in self.method.share(layers, total)]
+
+    def _growing(self, state: LayerState) -> Budget | None:
+        """What a layer may hold while tokens are generated: a share grows with the conversation."""
+        assert state.entries is not None
+        if not self._together:
+            return self._share(state.entries)
+        if state.spent is None or self.budget is None:
+            return None
+        if self.budget.bytes is not None:
+            return Budget(bytes=int(state.spent[0]))
+        return Budget(bytes=max(1, int(state.spent[0] / state.spent[1] * state.entries.original)))
 
     @property
     def _states(self) -> list[LayerState]:

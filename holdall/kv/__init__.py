@@ -8,9 +8,10 @@ within a budget. A method scores the entries of a layer; the base keeps the best
 
 from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
+from holdall.kv.h2o import H2O
 from holdall.kv.none import Everything
 from holdall.kv.random import Random
 from holdall.kv.recent import Recent
 from holdall.kv.snapkv import SnapKV
 
-__all__ = ["Entries", "Everything", "KVSelector", "Random", "Recent", "SnapKV"]
+__all__ = ["H2O", "Entries", "Everything", "KVSelector", "Random", "Recent", "SnapKV"]

@@ -12,8 +12,10 @@ from holdall.optional import lazy
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.nn import functional
 else:
     torch = lazy("torch", extra="kv")
+    functional = lazy("torch.nn.functional", extra="kv")
 
 POSITION_BYTES = 4  # int32, an entry
 
@@ -24,7 +26,9 @@ class Entries:
 
     Held by the cache, and counted by `nbytes`: keys [B, H, T, D] and values [B, H, T, E] of the H key/value
     heads; positions [B, H, T] int32, the column of each entry in the (padded) sequence, ascending; None where
-    the entries are all the columns from `first` on, which is so until a method drops something.
+    the entries are all the columns from `first` on, which is so until a method drops something; bias [B, H, T], added
+    to the scores of an entry (the logarithm of how many tokens it stands for); mass [B, H, T], the attention that an
+    entry got so far, where the method goes on judging while it generates.
     Shown to the method and then forgotten: queries [B, G*H, W, D], the last W queries after any rotation, and
     their columns query_positions [B, W] (-1: no query there); valid [B, H, T], False where the latest query may
     not look (padding, out of a sliding window); scale, the factor of the scores (None: 1/sqrt(D)).
@@ -35,6 +39,8 @@ class Entries:
     keys: Tensor
     values: Tensor
     positions: Tensor | None = None
+    bias: Tensor | None = None
+    mass: Tensor | None = None
     queries: Tensor | None = None
     query_positions: Tensor | None = None
     valid: Tensor | None = None
@@ -74,7 +80,7 @@ class Entries:
 
     @property
     def each(self) -> int:
-        """Bytes of one kept entry of every head and row together, its positions included."""
+        """Bytes of one kept entry of every head and row together, its positions included, without bias and mass."""
         return self.elements * self.keys.element_size() + self.shape[0] * self.shape[1] * POSITION_BYTES
 
     @property
@@ -91,8 +97,8 @@ class Entries:
     @property
     def nbytes(self) -> int:
         """Bytes held: what decoding needs."""
-        held = (t for t in (self.keys, self.values, self.positions) if t is not None)
-        return sum(t.numel() * t.element_size() for t in held)
+        held = (self.keys, self.values, self.positions, self.bias, self.mass)
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
 
     def where(self) -> Tensor:
         """The column of each entry, [B, H, T]."""
@@ -100,6 +106,22 @@ class Entries:
             return self.positions
         columns = torch.arange(self.count, dtype=torch.int32, device=self.keys.device) + self.first
         return columns.expand(self.shape)
+
+    def query_columns(self) -> Tensor:
+        """The columns of the queries, also where they were not given (the last ones then), [B, W]."""
+        assert self.queries is not None
+        if self.query_positions is not None:
+            return self.query_positions
+        w, end = self.queries.shape[2], self.tokens
+        return torch.arange(end - w, end, device=self.keys.device).expand(self.shape[0], w)
+
+    def asked(self, last: int, share: float) -> Self:
+        """With the last real queries only, and a share of the earlier ones; none at all if neither is wanted."""
+        if self.queries is None:
+            return self
+        kept, columns = chosen(self.query_columns(), last, share)
+        at = kept[:, None, :, None].expand(-1, self.queries.shape[1], -1, self.queries.shape[3])
+        return self.but(queries=self.queries.gather(2, at), query_positions=columns)
 
     def shown(self) -> Tensor:
         """`valid`, also where it was not given, [B, H, T]."""
@@ -117,8 +139,9 @@ class Entries:
         if shown is not None:  # a hidden entry has weight 0, but 0 * NaN is NaN
             keys.masked_fill_(~shown[..., None], 0)
             values.masked_fill_(~shown[..., None], 0)
+        beside = {k: v.gather(2, kept) for k in ("bias", "mass") if (v := getattr(self, k)) is not None}
         where = self.where().gather(2, kept)
-        return self.but(keys=keys, values=values, positions=where, valid=shown, seen=self.tokens)
+        return self.but(keys=keys, values=values, positions=where, valid=shown, seen=self.tokens, **beside)
 
     def within_reach(self) -> Self:
         """Without the oldest entries that no later token can look at; itself if there are none of these."""
@@ -129,6 +152,7 @@ class Entries:
             keys=self.keys[:, :, dead:].clone(),
             values=self.values[:, :, dead:].clone(),
             valid=None if self.valid is None else self.shown()[:, :, dead:],
+            mass=None if self.mass is None else self.mass[:, :, dead:].clone(),
             first=self.first + dead,
             seen=self.tokens,
         )
@@ -149,12 +173,35 @@ class Entries:
         if self.positions is not None:
             columns = torch.arange(self.tokens, self.tokens + new, dtype=torch.int32, device=keys.device)
             where = torch.cat([self.positions, columns.expand(*self.shape[:2], new)], dim=2)
+        beside = {
+            k: functional.pad(v, (0, new)) for k in ("bias", "mass") if (v := getattr(self, k)) is not None
+        }
         return self.but(
             keys=torch.cat([self.keys, keys], dim=2),
             values=torch.cat([self.values, values], dim=2),
             positions=where,
             seen=self.tokens + new,
+            **beside,
         )
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Keys [B, H, T, D] and values [B, H, T, E] as numbers that can be computed with, in the order of `where`."""
+        return self.keys, self.values
+
+    def attend(self, queries: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+        """Attention of queries [B, H, N, D], those of a head's group one after the other: [B, H, N, E].
+
+        mask [B, H, N, T]: True, or what is added to the scores, where a query may look; None: everywhere.
+        """
+        keys, values = self.dense()
+        if self.bias is not None:
+            more = self.bias[:, :, None].to(queries.dtype)  # [B, H, 1, T]
+            if mask is not None and mask.dtype == torch.bool:
+                more = torch.where(mask, more, -torch.inf)
+            elif mask is not None:
+                more = more + mask
+            mask = more.expand(*queries.shape[:3], self.count)
+        return functional.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
 
     def rows(self, change: Any) -> Self:
         """`change` applied to each tensor's first axis, the batch."""
@@ -163,3 +210,17 @@ class Entries:
     def but(self, **fields: Any) -> Self:
         """The same with some fields changed."""
         return dataclasses.replace(self, **fields)
+
+
+def chosen(columns: Tensor, last: int, share: float) -> tuple[Tensor, Tensor]:
+    """The last real queries of each row and a share of its earlier ones, by their columns [B, N] (-1: no query).
+
+    Returns their indices and their columns, [B, W], -1 where a row has fewer. The lot falls on columns, so the same
+    queries are drawn however a prompt was cut in chunks.
+    """
+    newest = columns.argsort(dim=1, descending=True).argsort(dim=1)  # 0: the latest
+    lot = (columns.long() * 2654435761 >> 7) % 65536
+    wanted = (columns >= 0) & ((newest < last) | (lot < share * 65536))
+    count = int(wanted.sum(1).max()) if columns.numel() else 0
+    kept = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values  # [B, W]
+    return kept, columns.masked_fill(~wanted, -1).gather(1, kept)

@@ -6,9 +6,11 @@ told by torch itself (`__torch_function__`) when a function is called on it. `sc
 products of the eager path then run here, with the rotated queries, the scale and the mask in sight. Nothing is
 patched or registered, neither in the model nor globally, and the hook is gone when the tensor is.
 
-It also lets heads keep different columns. transformers makes its masks for all columns that went by; they are
-gathered here at the columns that each head still has, so padding, sliding windows and custom masks stay true. As
-long as nothing was dropped, the very call that was made is passed on, and the result is the same bit for bit.
+It also lets heads keep different columns, in whatever form a method keeps them. transformers makes its masks for
+all columns that went by; they are gathered here at the columns that each head still has, so padding, sliding windows
+and custom masks stay true. As long as nothing was dropped, the very call that was made is passed on, and the result is
+the same bit for bit. Afterwards keys and values are stand-ins that have a shape but no memory: they pass through the
+model's reshapes at no cost, and attention is computed here on what the entries really hold.
 """
 
 from __future__ import annotations
@@ -49,9 +51,13 @@ class Step:
         self._mask: Tensor | None = None
         self._scale: float | None = None
 
-    def keys(self) -> Tensor:
-        """The keys to attend to, watched."""
-        return _mark(self.entries.keys, Keys, self)
+    def given(self) -> tuple[Tensor, Tensor]:
+        """The keys and values to attend to, watched."""
+        x = self.entries
+        if self.whole:
+            return _mark(x.keys, Keys, self), x.values
+        keys, values = (t.new_empty((*x.shape, t.shape[-1]), device="meta") for t in (x.keys, x.values))
+        return _mark(keys, Keys, self), _mark(values, Values, self)
 
     def done(self, query: Tensor, mask: Tensor | None, scale: float | None) -> None:
         self._query = self._mask = None
@@ -62,8 +68,8 @@ class Step:
         dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         """`scaled_dot_product_attention`, over what each head still has."""
-        attend = functional.scaled_dot_product_attention
         if self.whole:
+            attend = functional.scaled_dot_product_attention
             out = attend(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -74,15 +80,31 @@ class Step:
             if mask is not None and self.new > 1:
                 groups = asked.shape[2] // self.new
                 mask = mask[:, :, None].expand(b, h, groups, self.new, t).reshape(b, h, -1, t)
-            out = attend(asked, self.entries.keys, self.entries.values, mask, dropout_p, scale=scale)
+            out = self.entries.attend(asked, mask, scale)
             out = out.reshape(*query.shape[:-1], out.shape[-1])
         self.done(query, attn_mask, scale)
         return out
 
-    def product(self, args: Sequence[Any], out: Tensor) -> Tensor:
+    def product(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The eager path's queries times keys."""
-        self._query = next(a for a in args[-2:] if not isinstance(a, Watched))
-        return _mark(out, Scores, self)
+        self._query = query = next(a for a in args[-2:] if not isinstance(a, Watched))
+        alpha = kwargs.get("alpha")  # of baddbmm
+        self.scaled(alpha)
+        if self.whole:
+            return _mark(func(*_plain(args), **kwargs), Scores, self)
+        scores = self._grouped(query) @ self.entries.dense()[0].transpose(2, 3)
+        scores = scores.reshape(*query.shape[:-1], scores.shape[-1])
+        return _mark(scores if alpha is None else scores * alpha, Scores, self)
+
+    def gathers(self, weights: Tensor) -> Tensor:
+        """The eager path's weights times values, where something was dropped."""
+        out = self._grouped(weights) @ self.entries.dense()[1]
+        return out.reshape(*weights.shape[:-1], out.shape[-1])
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        """[B, H, G*new, ...]: the rows of a head's group one after the other."""
+        b, h, _ = self.entries.shape
+        return rows.reshape(b, h, -1, rows.shape[-1])
 
     def scaled(self, factor: Any) -> None:
         if self._scale is None and isinstance(factor, int | float):
@@ -97,9 +119,15 @@ class Step:
         assert mine is not None
         return scores + mine.repeat_interleave(scores.shape[1] // mine.shape[1], dim=1)
 
-    def softened(self) -> None:
+    def softened(self, scores: Tensor) -> Tensor:
+        """The eager path's scores as they are before the softmax."""
         assert self._query is not None
+        bias = self.entries.bias
+        if bias is not None:
+            b, h, t = self.entries.shape
+            scores = (scores.reshape(b, h, -1, t) + bias[:, :, None].to(scores.dtype)).reshape(scores.shape)
         self.done(self._query, self._mask, self._scale)
+        return scores
 
     def gathered(self, mask: Tensor | None) -> Tensor | None:
         """The mask over all columns, at the columns that each head has: [B, H, new, T]."""
@@ -134,7 +162,8 @@ class Watched(Tensor):
             return given[0].told(func, args, kwargs)
 
     def told(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        raise NotImplementedError
+        """What `func` gives, with this tensor among its arguments."""
+        return func(*_plain(args), **kwargs)
 
 
 class Keys(Watched):
@@ -143,11 +172,20 @@ class Keys(Watched):
     def told(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is functional.scaled_dot_product_attention:
             return self.step.fused(*_plain(args), **{k: _plain([v])[0] for k, v in kwargs.items()})
-        out = func(*args, **kwargs)
         if func in _PRODUCTS:
-            self.step.scaled(kwargs.get("alpha"))  # of baddbmm
-            return self.step.product(args, out)
+            return self.step.product(func, args, kwargs)
+        out = func(*args, **kwargs)
         return _mark(out, Keys, self.step) if func in _MOVES else out
+
+
+class Values(Watched):
+    """Stand-ins for values, followed through reshapes up to the product with the weights."""
+
+    def told(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func in _PRODUCTS:
+            return self.step.gathers(next(a for a in args[-2:] if not isinstance(a, Watched)))
+        out = func(*args, **kwargs)
+        return _mark(out, Values, self.step) if func in _MOVES else out
 
 
 class Scores(Watched):
@@ -155,8 +193,7 @@ class Scores(Watched):
 
     def told(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func in _SOFTMAX:
-            self.step.softened()
-            return func(*_plain(args), **kwargs)
+            return func(self.step.softened(_plain([self])[0]), *args[1:], **kwargs)
         other = next((a for a in args if a is not self), None)
         if func in _SUMS and isinstance(other, Tensor):
             return _mark(self.step.masked(_plain([self])[0], other), Scores, self.step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from holdall.budget import Budget
 from holdall.errors import BadInput
 from holdall.kv.base import KVSelector
-from holdall.kv.entries import Entries
+from holdall.kv.entries import Entries, chosen
 from holdall.kv.hook import Step
 
 
@@ -35,6 +35,7 @@ class LayerState:
         self.memory: Memory | None = None
         self.step: Step | None = None
         self.due = False  # the prompt is complete and waits for all layers to be judged together
+        self.spent: tuple[int, int] | None = None  # the last budget in bytes, and of how many
 
     def append(self, keys: Tensor, values: Tensor) -> Entries:
         """Hold newer keys and values, [B, H, T, D]."""
@@ -49,8 +50,8 @@ class LayerState:
             self.entries = self.entries.append(keys, values)
         return self.entries
 
-    def remember(self, query: Tensor, mask: Tensor | None, scale: float | None, lookback: int) -> None:
-        """Note the last `lookback` real queries of [B, G*H, new, D], and what the latest one may see."""
+    def remember(self, query: Tensor, mask: Tensor | None, scale: float | None, method: KVSelector) -> None:
+        """Note the real queries of [B, G*H, new, D] that the method asks for, and what the latest one may see."""
         assert self.entries is not None
         b, new, tokens = query.shape[0], query.shape[2], self.entries.tokens
         columns = torch.arange(tokens - new, tokens, device=query.device).expand(b, new)
@@ -62,7 +63,7 @@ class LayerState:
             latest = columns.argmax(1)  # [B]
             shown = seen[torch.arange(b, device=seen.device), latest].clone()  # [B, tokens]
             self._find_reach(seen, real, columns, shown)
-        queries, at = self._last(query.detach(), columns, lookback)
+        queries, at = self._asked(query.detach(), columns, *method.asks(tokens))
         self.memory = Memory(queries, at, shown, scale)
 
     def _find_reach(self, seen: Tensor, real: Tensor, columns: Tensor, shown: Tensor) -> None:
@@ -75,16 +76,39 @@ class LayerState:
             reach = int((columns.amax(1) - start)[slid].max())
             self.entries = self.entries.but(reach=reach)
 
-    def _last(self, query: Tensor, columns: Tensor, lookback: int) -> tuple[Tensor | None, Tensor | None]:
-        if not lookback:
+    def _asked(
+        self, query: Tensor, columns: Tensor, last: int, share: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The queries that a method asks for, of all chunks so far, and their columns."""
+        if not last and not share:
             return None, None
         before = self.memory
         if before is not None and before.queries is not None and before.columns is not None:
-            query = torch.cat([before.queries, query[:, :, -lookback:]], dim=2)
-            columns = torch.cat([before.columns, columns[:, -lookback:]], dim=1)
-        kept = columns.topk(min(lookback, columns.shape[1]), dim=1).indices.sort(dim=1).values  # [B, W]
+            query = torch.cat([before.queries, query], dim=2)
+            columns = torch.cat([before.columns, columns], dim=1)
+        kept, columns = chosen(columns, last, share)
         at = kept[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
-        return query.gather(2, at), columns.gather(1, kept)
+        return query.gather(2, at), columns
+
+    @torch.no_grad()
+    def follow(
+        self,
+        query: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        method: KVSelector,
+        budget: Budget | None,
+    ) -> None:
+        """Let the method judge generated tokens too."""
+        x = self.entries
+        assert x is not None
+        b, new, tokens = query.shape[0], query.shape[2], x.tokens
+        columns = torch.arange(tokens - new, tokens, device=query.device).expand(b, new)
+        valid = None
+        if mask is not None:
+            valid = _seen(mask)[:, -1:].expand(b, x.shape[1], tokens).gather(2, x.where().long())
+        x = x.but(queries=query.detach(), query_positions=columns, valid=valid, scale=scale)
+        self.entries = method.settle(x, budget).held()
 
     def judged(self) -> Entries:
         """The entries with everything that a method may look at."""
@@ -101,13 +125,15 @@ class LayerState:
     @torch.no_grad()
     def compress(self, method: KVSelector, budget: Budget | None) -> None:
         """Keep what the method chooses within the budget, and free the rest."""
-        self.entries = method.select(self.judged().within_reach(), budget).held()
+        x = self.judged().within_reach()
+        self.entries = method.select(x, budget).held()
         self.memory, self.due = None, False
+        self.spent = None if budget is None or budget.bytes is None else (budget.bytes, x.original)
 
     def copy(self) -> LayerState:
         """The same; tensors are shared, because nothing here ever writes into one."""
         other = LayerState(self.layer)
-        other.entries, other.due = self.entries, self.due
+        other.entries, other.due, other.spent = self.entries, self.due, self.spent
         other.memory = None if self.memory is None else dataclasses.replace(self.memory)
         return other
 

@@ -29,7 +29,7 @@ else:
 FLOORS: tuple[str, ...] = ("kv.random", "kv.recent")
 
 _LAYER = 5  # of real(): late enough for heads that look things up, early enough to be quick
-_TOKENS, _NEXT, _PADDING, _LOOKBACK = 448, 32, 96, 64
+_TOKENS, _NEXT, _PADDING = 448, 32, 96
 _CONTEXT = 2048  # tokens of the protocol
 
 
@@ -57,7 +57,7 @@ def specimens() -> dict[str, Followed]:
 def _made(t: int) -> Followed:
     lot = torch.Generator().manual_seed(t)
     keys, values = torch.randn(2, 2, 2, t, 8, generator=lot).unbind(0)
-    queries, following = torch.randn(2, 2, 4, min(t, _LOOKBACK), 8, generator=lot).unbind(0)
+    queries, following = torch.randn(2, 2, 4, t, 8, generator=lot).unbind(0)
     return Followed(keys=keys, values=values, queries=queries, following=following)
 
 
@@ -71,7 +71,7 @@ def _columns(valid: Tensor) -> Tensor:
 def real() -> Followed:
     """A layer of SmolLM2 over two passages of Python's language reference, the second one left-padded."""
     from holdall.dropins.transformers import Cache
-    from holdall.kv.snapkv import SnapKV
+    from holdall.kv.h2o import H2O
     from holdall.weights.model import Model
     from holdall.weights.texts import held_out_text
 
@@ -83,7 +83,7 @@ def real() -> Followed:
     net.model.layers = net.model.layers[: _LAYER + 1]
     mask = torch.ones_like(ids)
     mask[1, :_PADDING] = 0
-    held = Cache(SnapKV(window=_LOOKBACK))
+    held = Cache(H2O())  # it asks for all queries
     parts = []
     for start, end in ((0, _TOKENS), (_TOKENS, _TOKENS + _NEXT)):
         at = (mask.cumsum(1) - 1).clamp(min=0)[:, start:end]

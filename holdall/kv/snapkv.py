@@ -10,6 +10,7 @@ from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.method import Paper, knob
 from holdall.optional import lazy
+from holdall.parts.attention import mass
 
 if TYPE_CHECKING:
     import torch
@@ -81,8 +82,8 @@ class SnapKV(KVSelector):
         if self.group not in _GROUPS:
             raise BadInput("group", self.group, " or ".join(_GROUPS))
 
-    def lookback(self) -> int:
-        return self.window
+    def asks(self, tokens: int) -> tuple[int, float]:
+        return self.window, 0.0
 
     def least(self, x: Entries) -> int:
         return min(self.window + 1, x.count)
@@ -101,28 +102,10 @@ class SnapKV(KVSelector):
 
     def votes(self, x: Entries) -> Tensor:
         """The attention that the window's queries pay to each entry, [B, H, T], heads of a group joined."""
-        b, h, t = x.shape
         assert x.queries is not None
-        queries = x.queries[:, :, -self.window :].float()  # [B, G*H, W, D]
-        w, d = queries.shape[2:]
-        if queries.shape[1] % h:
-            raise BadInput("query heads", queries.shape[1], f"a multiple of the {h} key/value heads")
-        asked = queries.reshape(b, h, -1, d)  # [B, H, G*W, D]
-        scale = d**-0.5 if x.scale is None else x.scale
-        scores = (asked @ x.keys.float().transpose(2, 3) * scale).view(b, h, -1, w, t)  # [B, H, G, W, T]
-        at = self._columns(x, w)  # [B, W]
-        where, shown = x.where(), x.shown()
-        visible = shown[:, :, None] & (where[:, :, None] <= at[:, None, :, None])  # [B, H, W, T]
-        weights = scores.masked_fill(~visible[:, :, None], -torch.inf).softmax(dim=-1)  # fp32: bf16 would tie
-        real = visible.any(-1)[:, :, None, :, None]  # a padding query sees nothing and its softmax is NaN
-        heads = torch.where(real, weights, 0.0).sum(3)  # [B, H, G, T]
+        queries, at = x.queries[:, :, -self.window :], x.query_columns()[:, -self.window :]
+        heads = mass(queries, at, x.keys, x.where(), x.valid, x.scale)  # [B, H, G, T]
         return heads.mean(2) if self.group == "mean" else heads.amax(2)
-
-    def _columns(self, x: Entries, w: int) -> Tensor:
-        if x.query_positions is not None:
-            return x.query_positions[:, -w:]
-        end = x.tokens
-        return torch.arange(end - w, end, device=x.keys.device).expand(x.shape[0], w)
 
     def _pool(self, votes: Tensor) -> Tensor:
         pool = torch.nn.functional.avg_pool1d if self.pooling == "avg" else torch.nn.functional.max_pool1d
