@@ -38,6 +38,10 @@ class Codec(Method):
     def decode(self, packed: Packed) -> Any:
         """What was packed."""
 
+    def restore(self, packed: Packed, to: str) -> None:
+        """Write what was packed to a file; whole or not at all."""
+        self.write_output(self.decode(packed), to)
+
     @classmethod
     def sniff(cls, url: str, head: bytes) -> bool:
         """Whether a file of this name that starts with `head` (up to 64 kB) belongs into this room."""

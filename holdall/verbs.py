@@ -76,10 +76,7 @@ def unpack(source: str | Packed, to: str | None = None) -> Any:
         raise BadInput("output", to, "another file than the input")
     packed = Packed.open(source) if isinstance(source, str) else source
     method = method_of(packed, str(source))
-    x = method.decode(packed)
-    if to is None:
-        return x
-    return type(method).write_output(x, to)
+    return method.decode(packed) if to is None else method.restore(packed, to)
 
 
 def method_of(packed: Packed, path: str = "artefact") -> Codec:

@@ -32,6 +32,9 @@ class LogCodec(Codec):
         """The text in blocks, so that more than memory can be unpacked."""
         yield self.decode(packed)
 
+    def restore(self, packed: Packed, to: str) -> None:
+        self.write_output(self.pieces(packed), to)
+
     def grep(self, packed: Packed, pattern: str | bytes, *, regex: bool = False,
              ignore_case: bool = False) -> Iterator[tuple[int, bytes]]:  # fmt: skip
         """(line number from 1, line without its end) of each line that holds `pattern`."""
