@@ -1,7 +1,10 @@
 """What is left out for speed: it must not show in the bytes that come back, nor let xz win."""
 
+import argparse
 import itertools
 import lzma
+import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +87,23 @@ def test_a_stream_can_be_read_in_part(raw, some, asks):
     coded = mixing.encode(values, zero, keys, zero, modes, fresh.copy())
     got = mixing.decode(coded, zero[:some], keys[:some], zero[:some], modes, fresh, values.size)
     assert got is not None and (got == values[:some]).all()
+
+
+@pytest.mark.parametrize("what", ["prose", "log", "source"])
+def test_lzma_gains_no_more_on_a_sample_than_is_allowed_for(what):
+    from pydoc_data import topics
+
+    raw = {
+        "prose": "\n".join(topics.topics.values()).encode(),
+        "log": server_log(8000),
+        "source": Path(typing.__file__).read_bytes() + Path(argparse.__file__).read_bytes(),
+    }[what]
+    least = len(bytestreams.press(bytestreams.LZMA, raw)) / plain._fast(raw)
+    assert least > plain._SURE
+    for taste in (32 << 10, 64 << 10):
+        allowed = plain.gain(taste, len(raw))
+        assert allowed < 1 and allowed * plain._share(bytestreams.LZMA, raw, taste) < least
+    assert plain.gain(1 << 15, 1 << 25) < plain.gain(1 << 18, 1 << 25) < plain.gain(1 << 18, 1 << 22) < 1
 
 
 def test_templates_are_tried_on_a_middling_block_unless_a_sample_says_they_lose():
