@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from holdall.budget import Budget
 from holdall.method import Method
@@ -83,3 +85,52 @@ class Selector(Method):
     @abstractmethod
     def select(self, x: Any, budget: Spend = None) -> Any:
         """A smaller `x`, in the same order, that shares no memory with the large one."""
+
+
+class Session(ABC):
+    """What a runtime opened: it works step by step within its budget, and holds memory until it is closed."""
+
+    @abstractmethod
+    def step(self, x: Any) -> Any:
+        """One step of work. BudgetError where it does not fit; the session is then as it was before the step."""
+
+    @abstractmethod
+    def traffic(self) -> Mapping[str, float]:
+        """What went by so far, counted: calls, pages, bytes; names that end in "seconds" are times."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; a second call does nothing, and any other use afterwards raises BadInput."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _k: type[BaseException] | None, _e: object, _t: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(Method):
+    """Does work on something too large for the memory there is, a step at a time, within a budget of memory.
+
+    The recipe stays as it is; what is opened is a `Session`. Knobs that only move speed or traffic are declared with
+    `knob(..., changes="traffic")`: results are then the same and `traffic()` is not.
+    """
+
+    kind: ClassVar[str] = "runtime"
+    doors: ClassVar[
+        tuple[str, ...]
+    ] = ()  # functions that bring pages in; the checks make their n-th call fail
+
+    @abstractmethod
+    def open(self, artefact: Any, budget: Spend = None) -> Session:
+        """A session that never holds more than the budget, or BudgetError with the least that would do."""
+
+    @abstractmethod
+    def whole(self, artefact: Any) -> int:
+        """Bytes that would be held without this runtime: what a share is a share of."""
+
+    @classmethod
+    @abstractmethod
+    def rehearsal(cls) -> tuple[Any, Sequence[Any]]:
+        """A small artefact and the inputs of a short run (some tens of megabytes, under a second), for the checks."""

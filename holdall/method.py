@@ -27,6 +27,7 @@ class Cited:
     room: ClassVar[str]
     kind: ClassVar[str]
     paper: ClassVar[Paper]
+    measured_by: ClassVar[str] = "quality"  # the room's module with its specimens and measures
     skips: ClassVar[Mapping[str, str]] = {}  # check name -> the reason why it does not apply
 
     @classmethod
@@ -49,7 +50,8 @@ def knob(
     doc: one line for `--help`. unit: of the value. paper: the paper's own value when the default differs.
     other: another value which must change what the method gives, at the other fields `at` (and at the
     budget `at["budget"]`, if it is there). changes: "output", or "nothing" for a knob that may only move
-    speed or memory, in which case the output must *not* change.
+    speed or memory, in which case the output must *not* change; of a runtime also "traffic": what it counts
+    must change, and the output must not.
     """
     meta = {
         "doc": doc,

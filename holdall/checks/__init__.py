@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdall.checks import codec, every, faults, selector
-from holdall.kinds import Codec, Selector
+from holdall.checks import codec, every, faults, runtime, selector
+from holdall.kinds import Codec, Runtime, Selector
 
 Check = Callable[[type[Any]], None]
 
@@ -26,6 +26,8 @@ def checks_for(cls: type[Any]) -> dict[str, Check]:
         modules += [codec, faults]
     if issubclass(cls, Selector):
         modules.append(selector)
+    if issubclass(cls, Runtime):
+        modules.append(runtime)
     return {
         name: check for module in modules for name, check in vars(module).items() if name.startswith("check_")
     }
