@@ -71,8 +71,9 @@ class Engine:
     kv_budget: Budget | None = None
     stats: Stats = field(default_factory=Stats)
     net: Any = None
-    _used: int = 0  # bytes that tokenizer and header took, measured
-    _beside: int = 0  # bytes that context and workspace may take, now that the weights are open
+    cache: Any = None  # of the answer that is being given
+    used: int = 0  # bytes that tokenizer and header took, measured
+    beside: int = 0  # bytes that context and workspace may take, now that the weights are open
 
     @classmethod
     def open(
@@ -94,7 +95,7 @@ class Engine:
         engine = cls(source, Tokenizer(source.files), shape, memory_bytes, kv, Budget.parse(kv_budget))
         if limit is not None:
             return_early()
-        engine._used = resident_bytes() - base
+        engine.used = resident_bytes() - base
         return engine
 
     def generate(
@@ -111,14 +112,25 @@ class Engine:
         ids = self.tokenizer.chat(messages)
         if not ids:
             raise BadInput("prompt", "nothing", "some text")
-        choose, text, self.stats = Chooser(temperature, seed), Text(self.tokenizer), Stats(len(ids))
-        chunk = self._prepare(len(ids), max_new_tokens)
-        with torch.inference_mode():
-            for token in self._tokens(ids, chunk, max_new_tokens, choose):
-                if piece := text.add(token):
-                    yield piece
+        text = Text(self.tokenizer)
+        for token in self.tokens(ids, max_new_tokens, Chooser(temperature, seed)):
+            if token is not None and (piece := text.add(token)):
+                yield piece
         if piece := text.rest():
             yield piece
+
+    def tokens(self, ids: list[int], most: int, choose: Chooser) -> Iterator[int | None]:
+        """The answer to a prompt of `ids`, token by token; None where a part of the prompt was read.
+
+        Closing the iterator frees the context.
+        """
+        self.stats = Stats(len(ids))
+        chunk = self.prepare(len(ids), most)
+        try:
+            with torch.inference_mode():
+                yield from self._tokens(ids, chunk, most, choose)
+        finally:
+            self.cache = None
 
     def plan(self, tokens: int, new: int, chunk: int | None = None) -> Plan:
         """The memory beside the weights for such a prompt and answer; chunk None is one pass."""
@@ -128,20 +140,25 @@ class Engine:
         one_pass = tokens if self.kv is not None else CHUNK
         return plan(self.shape, tokens, new, share if self.kv is not None else None, chunk or one_pass)
 
-    def _prepare(self, tokens: int, new: int) -> int:
-        """Open the weights if they are not; returns the tokens of one pass over the prompt."""
+    def plans(self, tokens: int, new: int) -> list[Plan]:
+        """The ways to read such a prompt, the better one first."""
         plans = [self.plan(tokens, new)]
         if self.kv is not None and tokens > CHUNK:
             plans.append(self.plan(tokens, new, CHUNK))
+        return plans
+
+    def prepare(self, tokens: int, new: int) -> int:
+        """Open the weights if they are not; returns the tokens of one pass over the prompt."""
+        plans = self.plans(tokens, new)
         if self.memory is None:
             if self.net is None:
                 self._load(None)
             return plans[0].chunk
         if self.net is not None:
             for option in plans:
-                if option.total <= self._beside:
+                if option.total <= self.beside:
                     return option.chunk
-            least = self.memory - self._beside + min(p.total for p in plans)
+            least = self.memory - self.beside + min(p.total for p in plans)
             raise BudgetError(self.memory, least, who="the engine", why=f"{tokens} tokens of prompt")
         return self._fit(plans, tokens)
 
@@ -151,11 +168,11 @@ class Engine:
         least: list[int] = []
         for option in plans:
             try:
-                self._load(max(1, self.memory - self._used - option.total))
+                self._load(max(1, self.memory - self.used - option.total))
             except BudgetError as short:
-                least.append(self._used + option.total + int(str(short.least)))
+                least.append(self.used + option.total + int(str(short.least)))
                 continue
-            self._beside = option.total
+            self.beside = option.total
             return option.chunk
         why = f"weights, and {tokens} tokens of prompt"
         raise BudgetError(self.memory, min(least), who="the engine", why=why)
@@ -198,11 +215,13 @@ class Engine:
             budget = Budget.parse(min(1.0, budget.bytes / (tokens * self.shape.token)))
         return Cache(self.kv, budget)
 
-    def _tokens(self, ids: list[int], chunk: int, most: int, choose: Chooser) -> Iterator[int]:
+    def _tokens(self, ids: list[int], chunk: int, most: int, choose: Chooser) -> Iterator[int | None]:
         """The answer's tokens, up to an end token."""
         stats, start = self.stats, time.perf_counter()
-        cache = self._cache(len(ids))
+        cache = self.cache = self._cache(len(ids))
         for at in range(0, len(ids), chunk):
+            if at:
+                yield None
             scores = self._step(ids[at : at + chunk], cache)
             stats.passes += 1
         token = choose(scores)
