@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from holdall.errors import BadInput
 from holdall.optional import lazy
@@ -35,6 +35,8 @@ class Entries:
     seen: tokens that went by, dropped ones included (None: first + T). reach: how many of the last tokens a new
     one may look back at (a sliding window less one; None: all). layer: which layer of the model this is.
     """
+
+    beside: ClassVar[tuple[str, ...]] = ("bias", "mass")  # what is held of each entry besides, [B, H, T]
 
     keys: Tensor
     values: Tensor
@@ -97,8 +99,12 @@ class Entries:
     @property
     def nbytes(self) -> int:
         """Bytes held: what decoding needs."""
-        held = (self.keys, self.values, self.positions, self.bias, self.mass)
+        held = (self.keys, self.values, self.positions, *self.besides().values())
         return sum(t.numel() * t.element_size() for t in held if t is not None)
+
+    def besides(self) -> dict[str, Tensor]:
+        """What is held of each entry besides key, value and position, as far as there is any."""
+        return {name: held for name in self.beside if (held := getattr(self, name)) is not None}
 
     def where(self) -> Tensor:
         """The column of each entry, [B, H, T]."""
@@ -139,7 +145,7 @@ class Entries:
         if shown is not None:  # a hidden entry has weight 0, but 0 * NaN is NaN
             keys.masked_fill_(~shown[..., None], 0)
             values.masked_fill_(~shown[..., None], 0)
-        beside = {k: v.gather(2, kept) for k in ("bias", "mass") if (v := getattr(self, k)) is not None}
+        beside = {name: held.gather(2, kept) for name, held in self.besides().items()}
         where = self.where().gather(2, kept)
         return self.but(keys=keys, values=values, positions=where, valid=shown, seen=self.tokens, **beside)
 
@@ -152,7 +158,7 @@ class Entries:
             keys=self.keys[:, :, dead:].clone(),
             values=self.values[:, :, dead:].clone(),
             valid=None if self.valid is None else self.shown()[:, :, dead:],
-            mass=None if self.mass is None else self.mass[:, :, dead:].clone(),
+            **{name: held[:, :, dead:].clone() for name, held in self.besides().items()},
             first=self.first + dead,
             seen=self.tokens,
         )
@@ -173,9 +179,7 @@ class Entries:
         if self.positions is not None:
             columns = torch.arange(self.tokens, self.tokens + new, dtype=torch.int32, device=keys.device)
             where = torch.cat([self.positions, columns.expand(*self.shape[:2], new)], dim=2)
-        beside = {
-            k: functional.pad(v, (0, new)) for k in ("bias", "mass") if (v := getattr(self, k)) is not None
-        }
+        beside = {name: functional.pad(held, (0, new)) for name, held in self.besides().items()}
         return self.but(
             keys=torch.cat([self.keys, keys], dim=2),
             values=torch.cat([self.values, values], dim=2),
