@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from holdall.budget import Budget
-from holdall.errors import BadInput, BudgetError, CorruptArtefact
+from holdall.errors import BudgetError, CorruptArtefact
 from holdall.files import atomic_write
 from holdall.kinds import Codec, Spend
+from holdall.logs.lines import needle, whole_lines
 from holdall.logs.source import Source
 
 if TYPE_CHECKING:
@@ -73,28 +73,6 @@ class LogCodec(Codec):
             for piece in [x] if isinstance(x, bytes | bytearray | memoryview) else x:
                 f.write(piece)
             f.publish()
-
-
-def needle(pattern: str | bytes, regex: bool, ignore_case: bool) -> re.Pattern[bytes]:
-    """The pattern, as `re` over bytes. Text is taken as UTF-8."""
-    raw = pattern.encode() if isinstance(pattern, str) else bytes(pattern)
-    try:
-        return re.compile(raw if regex else re.escape(raw), re.IGNORECASE if ignore_case else 0)
-    except re.error as fault:
-        raise BadInput("pattern", repr(pattern), f"a regular expression of Python's re ({fault})") from fault
-
-
-def whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without their ends; a line may go on over pieces."""
-    rest: list[bytes] = []
-    for piece in pieces:
-        *lines, tail = piece.split(b"\n")
-        if lines:
-            lines[0], rest = b"".join([*rest, lines[0]]), []
-        yield from lines
-        rest.append(tail)
-    if any(rest):
-        yield b"".join(rest)
 
 
 def section(packed: Packed, name: str) -> bytes:

@@ -30,9 +30,9 @@ class Logzip(LogCodec):
     are, as steps from the last one or from the last one of the same event; words as ids of a dictionary or as
     recency ranks; columns that hardly change as their changes. Symbols are coded by a context-mixing kernel whose
     contexts are the column, the event and a parent column; texts by PPMd, brotli or as binary numbers. A block
-    that a general kernel (PPMd, lzma) packs smaller, as a sample foretells, is stored so: it was never seen larger
-    than xz -9e but by the header. Exact on any bytes. Poor where lines have little in common (free text, random
-    identifiers): there it is about as good as PPMd, and slower than xz to unpack.
+    that a general kernel (PPMd, lzma) packs smaller, as a sample foretells, is stored so: on 132 files it was never
+    larger than 1.01 of xz -9e and the header. Exact on any bytes. Poor where lines have little in common (free text,
+    random identifiers): there it is about as good as PPMd, and slower than xz to unpack.
 
     Shapes:
         bytes in, bytes out; blocks of about `block` bytes that end with a line.

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from holdall.logs.base import needle, section
+from holdall.logs.base import section
 from holdall.logs.blocks import decode_structured, search_segments
 from holdall.logs.bytestreams import Cursor
 from holdall.logs.index import PLAIN_BLOCK, read_index
+from holdall.logs.lines import needle
 from holdall.logs.plain import decode_plain
 from holdall.logs.traces import possible
 from holdall.packed import Packed
