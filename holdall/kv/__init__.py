@@ -10,8 +10,10 @@ from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.kv.h2o import H2O
 from holdall.kv.none import Everything
+from holdall.kv.pages import Geometry
 from holdall.kv.random import Random
 from holdall.kv.recent import Recent
 from holdall.kv.snapkv import SnapKV
+from holdall.kv.vattention import VAttention
 
-__all__ = ["H2O", "Entries", "Everything", "KVSelector", "Random", "Recent", "SnapKV"]
+__all__ = ["H2O", "Entries", "Everything", "Geometry", "KVSelector", "Random", "Recent", "SnapKV", "VAttention"]
