@@ -84,11 +84,12 @@ def check_budget_is_kept(cls: type[Any]) -> None:
 
 
 def check_knobs_are_live(cls: type[Any]) -> None:
-    x = room_quality(cls).real()
+    quality = room_quality(cls)
+    x = quality.real()
     for f, base, changed in variants(cls):
         budget = f.metadata["at"].get("budget")
         a, b = base.encode(x, budget), changed.encode(x, budget)
-        equal = _payload(a) == _payload(b)
+        equal = _payload(a) == _payload(b) and _gives(quality, base, a) == _gives(quality, changed, b)
         if f.metadata["changes"] == "nothing":
             assert equal, f"{cls.full_name()}.{f.name} changes the output"
         else:
@@ -117,6 +118,11 @@ def check_beats_the_floors(cls: type[Any]) -> None:
             assert loss < worse, (
                 f"{cls.full_name()} loses {loss:.4g} in {packed.nbytes} bytes, {name} {worse:.4g}"
             )
+
+
+def _gives(quality: Any, method: Any, packed: Packed) -> bytes:
+    """A knob may also be of what decoding does."""
+    return bytes(quality.fingerprint(method.decode(packed)))
 
 
 def _payload(packed: Packed) -> list[tuple[str, bytes]]:

@@ -17,8 +17,8 @@ _SECTIONS = ("Shapes:", "Cost:", "Knobs:", "Differs from the paper:", "Example:"
 
 
 def room_quality(cls: type[Any]) -> Any:
-    """The room's `quality` module: where checks get data and measures."""
-    return importlib.import_module(f"holdall.{cls.room}.quality")
+    """The room's `quality` module, or the class's own: where checks get data and measures."""
+    return importlib.import_module(f"holdall.{cls.room}.{cls.measured_by}")
 
 
 def variants(cls: type[Any]) -> list[tuple[dataclasses.Field[Any], Any, Any]]:

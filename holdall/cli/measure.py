@@ -47,7 +47,7 @@ def measure(
     method, spare = configured(cls, options)
     if words or spare:
         raise BadInput("argument", (words + spare)[0], "one method; a file goes behind --on")
-    quality = importlib.import_module(f"holdall.{cls.room}.quality")
+    quality = importlib.import_module(f"holdall.{cls.room}.{cls.measured_by}")
     report = quality.measure(method, budget, model=model, on=on, quick=quick)
     if json:
         last = list(report.rows.values())[-1]

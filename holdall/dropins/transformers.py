@@ -146,7 +146,9 @@ class Cache(transformers.Cache):
     ) -> None:
         """The attention of one layer has been done."""
         state.step = None
-        assert self.method is not None and state.entries is not None
+        if self.method is None:  # entries that it was given, as `holdall.kv.contexts` does
+            return
+        assert state.entries is not None
         if not self._in_prompt(state.entries, new):
             if self.method.follows and self._mode != "append":
                 state.follow(query, mask, scale, self.method, self._growing(state))

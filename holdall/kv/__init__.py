@@ -6,6 +6,7 @@ within a budget. A method scores the entries of a layer; the base keeps the best
 `holdall.dropins.transformers.Cache` puts any method and budget into `model.generate`.
 """
 
+from holdall.kv.ape import APE
 from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.kv.h2o import H2O
@@ -16,4 +17,4 @@ from holdall.kv.recent import Recent
 from holdall.kv.snapkv import SnapKV
 from holdall.kv.vattention import VAttention
 
-__all__ = ["H2O", "Entries", "Everything", "Geometry", "KVSelector", "Random", "Recent", "SnapKV", "VAttention"]
+__all__ = ["APE", "H2O", "Entries", "Everything", "Geometry", "KVSelector", "Random", "Recent", "SnapKV", "VAttention"]

@@ -207,6 +207,10 @@ class Entries:
             mask = more.expand(*queries.shape[:3], self.count)
         return functional.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
 
+    def weighted(self, scores: Tensor) -> Tensor:
+        """What the softmax of the eager path is taken of, from masked scores [B, H, N, T]."""
+        return scores if self.bias is None else scores + self.bias[:, :, None].to(scores.dtype)
+
     def rows(self, change: Any) -> Self:
         """`change` applied to each tensor's first axis, the batch."""
         return self.but(**{k: change(v) for k, v in vars(self).items() if hasattr(v, "index_select")})

@@ -122,10 +122,9 @@ class Step:
     def softened(self, scores: Tensor) -> Tensor:
         """The eager path's scores as they are before the softmax."""
         assert self._query is not None
-        bias = self.entries.bias
-        if bias is not None:
+        if self.entries.bias is not None or not self.whole:
             b, h, t = self.entries.shape
-            scores = (scores.reshape(b, h, -1, t) + bias[:, :, None].to(scores.dtype)).reshape(scores.shape)
+            scores = self.entries.weighted(scores.reshape(b, h, -1, t)).reshape(scores.shape)
         self.done(self._query, self._mask, self._scale)
         return scores
 
