@@ -1,0 +1,225 @@
+"""Continuous batching: requests join and leave between steps, and share one pass over the weights.
+
+    batch = Batch.open(net, "500MB", eos=tokenizer.eos)
+    batch.submit("a", Request(ids, most=100))
+    while batch.busy:
+        for given in batch.step():
+            print(given.key, given.token, given.end)
+
+Contexts stand in the slots of `kv.vattention`, in one memory with one budget. A request is admitted when its prompt
+and its longest answer are certain to fit beside what is promised to the others: once it runs it never waits for
+memory, and nothing is ever recomputed. Until then it waits, in the order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+
+from holdall.engine_text import Chooser
+from holdall.errors import BadInput, BudgetError, HoldallError
+from holdall.kinds import Spend
+from holdall.kv.pages import Geometry
+from holdall.kv.slot_cache import SlotCache
+from holdall.kv.slots import Slots
+from holdall.kv.vattention import VAttention
+
+_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and how it is to be answered.
+
+    most: tokens of the longest answer. choose: from scores [V] to the next token (None: always the likeliest).
+    stop: told each token, says whether the answer ends with it.
+    """
+
+    ids: Sequence[int]
+    most: int
+    choose: Callable[[torch.Tensor], int] | None = None
+    stop: Callable[[int], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step brought to one request: a token, the end ("stop" or "length"), or both, or why it cannot go on.
+
+    An end token of the model ends an answer and is not given.
+    """
+
+    key: Hashable
+    token: int | None = None
+    end: str | None = None
+    fault: HoldallError | None = None
+
+
+@dataclass(eq=False)
+class _Running:
+    key: Hashable
+    request: Request
+    choose: Callable[[torch.Tensor], int]
+    promised: int  # bytes
+    slot: int = -1
+    read: int = 0  # tokens of the prompt that are in the slot
+    given: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the slot; the last one given is not there yet."""
+        return self.read + max(0, len(self.given) - 1)
+
+
+class Batch:
+    """Generates for several requests at a time over one transformers model; for one thread.
+
+    net: a model with "sdpa" attention, as `Model.build` and packed methods give it. slots: where contexts stand. eos:
+    tokens that end an answer. chunk: tokens of a prompt that are read between two tokens of the others.
+    """
+
+    def __init__(self, net: Any, slots: Slots, eos: Collection[int] = (), chunk: int = 256):
+        kind = net.config.get_text_config()._attn_implementation
+        if kind != "sdpa":
+            raise BadInput("attention", kind, 'a model with attn_implementation="sdpa"')
+        if chunk < 1:
+            raise BadInput("chunk", chunk, "at least 1 token")
+        self.net, self.slots, self.eos, self.chunk = net, slots, frozenset(eos), chunk
+        self._cache = SlotCache(slots, net.config)
+        self._waiting: deque[_Running] = deque()
+        self._running: dict[Hashable, _Running] = {}
+
+    @classmethod
+    def open(
+        cls, net: Any, budget: Spend = None, *, eos: Collection[int] = (), chunk: int = 256, **knobs: Any
+    ) -> Self:
+        """With slots of its own. budget: of all contexts together; knobs: those of `kv.vattention`."""
+        geometry = Geometry.of(net.config, _DTYPES[net.dtype])
+        return cls(net, VAttention(**knobs).open(geometry, budget), eos, chunk)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def check(self, tokens: int, most: int) -> None:
+        """BudgetError (or BadInput) if a prompt of `tokens` and an answer of `most` could not be held, ever."""
+        if tokens < 1 or most < 1:
+            raise BadInput("request", f"{tokens} tokens, {most} of answer", "at least one of each")
+        length, cost = self.slots.method.length, self.slots.cost(tokens + most)
+        if tokens + most > length:
+            got = f"{tokens} tokens of prompt and {most} of answer"
+            raise BadInput("request", got, f"at most {length} together")
+        if cost > self.slots.budget:
+            raise BudgetError(
+                self.slots.budget, cost, who="the batch", why=f"{tokens} tokens, {most} of answer"
+            )
+
+    def admits(self, request: Request) -> bool:
+        """Whether the request would run from the next step on."""
+        free = self.slots.method.slots - len(self._running) - len(self._waiting)
+        return free > 0 and not self._waiting and self._cost(request) <= self.unpromised
+
+    @property
+    def unpromised(self) -> int:
+        """Bytes that no running request may still come to need."""
+        return self.slots.budget - sum(r.promised for r in self._running.values())
+
+    def submit(self, key: Hashable, request: Request) -> None:
+        """Take a request; it waits until there is room. BudgetError if there never will be."""
+        if key in self._running or any(w.key == key for w in self._waiting):
+            raise BadInput("key", key, "one that no other request has")
+        self.check(len(request.ids), request.most)
+        self._waiting.append(_Running(key, request, request.choose or Chooser(), self._cost(request)))
+
+    def cancel(self, key: Hashable) -> None:
+        """Forget a request, if it is there; its memory is free for others at once."""
+        self._waiting = deque(w for w in self._waiting if w.key != key)
+        if key in self._running:
+            self._end(self._running[key])
+
+    def step(self) -> list[Given]:
+        """Admit who fits, read a piece of one prompt, and one token more for everybody else."""
+        self._admit()
+        reading = next((r for r in self._running.values() if r.read < len(r.request.ids)), None)
+        writing = [r for r in self._running.values() if r.given]
+        if reading is None and not writing:
+            return []
+        ends = {r.slot: r.length + 1 for r in writing}
+        if reading is not None:
+            ends[reading.slot] = min(len(reading.request.ids), reading.read + self.chunk)
+        self.slots.step([ends.get(i, 0) or self._length(i) for i in range(self.slots.method.slots)])
+        news: list[Given] = []
+        with torch.inference_mode():
+            if reading is not None:
+                news += self._read(reading, ends[reading.slot])
+            if writing:
+                news += self._write(writing)
+        return news
+
+    def close(self) -> None:
+        """Free everything."""
+        self._waiting.clear()
+        self._running.clear()
+        self.slots.close()
+
+    def _cost(self, request: Request) -> int:
+        return self.slots.cost(len(request.ids) + request.most)
+
+    def _length(self, slot: int) -> int:
+        """What a slot keeps that this step does not work on."""
+        return next((r.length for r in self._running.values() if r.slot == slot), 0)
+
+    def _admit(self) -> None:
+        taken = {r.slot for r in self._running.values()}
+        free = [
+            i for i in range(self.slots.method.slots) if i not in taken
+        ]  # the lowest has the warmest pages
+        while self._waiting and free and self._waiting[0].promised <= self.unpromised:
+            new = self._waiting.popleft()
+            new.slot = free.pop(0)
+            self._running[new.key] = new
+
+    def _read(self, r: _Running, end: int) -> list[Given]:
+        ids, start = torch.tensor([r.request.ids[r.read : end]]), r.read
+        scores = self.net(ids, **self._cache.piece(r.slot, start, end), logits_to_keep=1).logits
+        r.read = end
+        return self._chosen(r, scores[0, -1]) if end == len(r.request.ids) else []
+
+    def _write(self, writing: list[_Running]) -> list[Given]:
+        ids = torch.tensor([[r.given[-1]] for r in writing])
+        call = self._cache.tokens([r.slot for r in writing], [r.length + 1 for r in writing])
+        scores = self.net(ids, **call, logits_to_keep=1).logits[:, -1]  # [R, V]
+        return [given for r, mine in zip(writing, scores, strict=True) for given in self._chosen(r, mine)]
+
+    def _chosen(self, r: _Running, scores: torch.Tensor) -> list[Given]:
+        """The next token of a request, and whether it is the last."""
+        try:
+            token = r.choose(scores)
+            ends = token in self.eos
+            stops = not ends and r.request.stop is not None and r.request.stop(token)
+        except HoldallError as fault:
+            self._end(r)
+            return [Given(r.key, fault=fault)]
+        if ends:
+            self._end(r)
+            return [Given(r.key, end="stop")]
+        r.given.append(token)
+        end = "stop" if stops else "length" if len(r.given) == r.request.most else None
+        if end:
+            self._end(r)
+        return [Given(r.key, token, end)]
+
+    def _end(self, r: _Running) -> None:
+        del self._running[r.key]
+        self.slots.release(r.slot)

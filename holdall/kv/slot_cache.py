@@ -1,0 +1,133 @@
+"""Attention over slots: a transformers cache whose tokens go into mapped tensors and are attended to where they stand.
+
+One pass is either the next token of several slots, each at its own position, or a piece of one slot's prompt. Every
+slot is attended to alone, over exactly the tokens that it has: what it gets does not depend on its neighbours, and
+nothing beyond a slot's end is ever read. The queries come through the room's hook (`holdall.kv.hook`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+
+from holdall.errors import BadInput
+from holdall.kv.entries import Entries
+from holdall.kv.hook import Step
+from holdall.kv.slots import Slots
+
+
+class SlotCache(transformers.Cache):
+    """For `past_key_values`; `tokens` or `piece` says what the next pass is, and what to call the model with."""
+
+    def __init__(self, slots: Slots, config: Any):
+        super().__init__(layers=[])
+        self.slots = slots
+        self.reach = windows(config)
+        self._rows: list[int] = []
+        self._ends: list[int] = []  # tokens that each of these slots has after the pass
+        self._at: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
+
+    def tokens(self, rows: Sequence[int], ends: Sequence[int]) -> dict[str, Any]:
+        """The pass is one token for each of the slots `rows`, which then have `ends` tokens."""
+        self._rows, self._ends = list(rows), list(ends)
+        at = torch.tensor(self._ends) - 1
+        self._at = torch.tensor(self._rows), at
+        return self._call(at[:, None])
+
+    def piece(self, row: int, start: int, end: int) -> dict[str, Any]:
+        """The pass is the tokens [start, end) of one slot."""
+        self._rows, self._ends = [row], [end]
+        return self._call(torch.arange(start, end)[None])
+
+    def _call(self, positions: Tensor) -> dict[str, Any]:
+        # A mask of the model's own form, so that it makes none: what may be seen is known here.
+        mask = torch.ones((1, 1, 1, 1), dtype=torch.bool).expand(
+            *positions.shape[:1], 1, positions.shape[1], 1
+        )
+        return {"past_key_values": self, "position_ids": positions, "attention_mask": mask, "use_cache": True}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What transformers calls: write into the slots, and give back stand-ins that lead to `attend`."""
+        keys, values = self.slots.keys[layer_idx], self.slots.values[layer_idx]  # [B, S, H, D]
+        new = key_states.shape[2]
+        if new == 1:
+            keys[self._at] = key_states[:, :, 0]
+            values[self._at] = value_states[:, :, 0]
+        else:
+            row, end = self._rows[0], self._ends[0]
+            keys[row, end - new : end] = key_states[0].transpose(0, 1)
+            values[row, end - new : end] = value_states[0].transpose(0, 1)
+        return _Attention(self, layer_idx, key_states, value_states).given()
+
+    def attend(self, layer: int, query: Tensor, new: int, scale: float | None) -> Tensor:
+        """query [R, G*H, new, D] of the R slots of this pass: what each gets from its own tokens, alike."""
+        reach, n, h, d = self.reach[layer], len(self._rows), self.slots.geometry.heads, query.shape[-1]
+        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        if new > 1:
+            start = max(0, self._ends[0] - new - reach + 1)
+            k, v = (t[self._rows[0], start : self._ends[0]].transpose(0, 1)[None] for t in (keys, values))
+            seen = None if start == 0 and k.shape[2] == new <= reach else sees(new, k.shape[2], reach)
+            return functional.scaled_dot_product_attention(
+                query, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=True
+            )
+        grouped = query.reshape(n, h, -1, d)  # the heads that share keys are queries of one head
+        out = torch.empty_like(grouped)
+        for i, (row, end) in enumerate(zip(self._rows, self._ends, strict=True)):
+            first = max(0, end - reach)
+            k, v = (t[row, first:end].transpose(0, 1)[None] for t in (keys, values))  # [1, H, T, D]
+            out[i : i + 1] = functional.scaled_dot_product_attention(grouped[i : i + 1], k, v, scale=scale)
+        return out.reshape(query.shape)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(self._ends, default=0)
+
+
+class _Attention(Step):
+    """The attention of one layer in one pass."""
+
+    def __init__(self, cache: SlotCache, layer: int, keys: Tensor, values: Tensor):
+        shape = (*keys.shape[:2], 1, keys.shape[3])
+        nothing = torch.empty(shape, dtype=keys.dtype, device="meta")
+        super().__init__(Entries(keys=nothing, values=nothing), keys.shape[2], _nothing)
+        self.whole = False
+        self._cache, self._layer = cache, layer
+
+    def fused(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        return self._cache.attend(self._layer, query, self.new, scale)
+
+    def product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        raise BadInput("attention", "eager", 'attn_implementation="sdpa"')
+
+
+def _nothing(query: Tensor, mask: Tensor | None, scale: float | None) -> None:
+    """Nobody judges these entries."""
+
+
+def sees(new: int, tokens: int, reach: int) -> Tensor:
+    """Which of the last `tokens` the last `new` of them look at: themselves and what comes before, [new, tokens]."""
+    all_before = torch.ones(new, tokens, dtype=torch.bool).tril(tokens - new)
+    return all_before if reach >= tokens else all_before.triu(tokens - new - reach + 1)
+
+
+def windows(config: Any) -> list[int]:
+    """For each layer how many tokens a token looks at, itself included."""
+    told, endless = config.get_text_config(), 1 << 62
+    kinds = getattr(told, "layer_types", None) or ["full_attention"] * told.num_hidden_layers
+    width = getattr(told, "sliding_window", None)
+    known = {"full_attention": endless, "sliding_attention": width or endless}
+    strange = sorted(set(kinds) - set(known))
+    if strange:
+        raise BadInput("model", f"layers of {strange}", "full or sliding attention in every layer")
+    if getattr(told, "layer_types", None) is None and getattr(told, "use_sliding_window", width is not None):
+        return [width or endless] * told.num_hidden_layers
+    return [known[kind] for kind in kinds]
