@@ -14,23 +14,34 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="weights")
 
+_SMALL = 1e-6  # a temperature that nothing but the best token survives
 _HOLD = 8  # tokens after which a broken character is given out as it is
 
 
 class Chooser:
-    """The next token: the best one at temperature 0, else one drawn with probability softmax(scores / temperature)."""
+    """The next token: the best one at temperature 0, else one drawn with probability softmax(scores / temperature).
 
-    def __init__(self, temperature: float = 0.0, seed: int = 0):
+    top_p: only the likeliest tokens are drawn from, as few as have this probability together.
+    """
+
+    def __init__(self, temperature: float = 0.0, seed: int = 0, top_p: float = 1.0):
         if not 0 <= temperature < float("inf"):
             raise BadInput("temperature", temperature, "0 (the best token) or more")
-        self.temperature = temperature
+        if not 0 < top_p <= 1:
+            raise BadInput("top_p", top_p, "more than 0 and at most 1")
+        self.temperature, self.top_p = temperature, top_p
         self._random = torch.Generator().manual_seed(seed)
 
     def __call__(self, scores: torch.Tensor) -> int:
         """scores: [V]."""
-        if self.temperature == 0:
+        if self.temperature < _SMALL:
             return int(scores.argmax())
-        chances = torch.softmax(scores.float() / self.temperature, dim=-1)
+        scores = scores.float()  # less the best: a small temperature must not divide into infinities
+        chances = torch.softmax((scores - scores.max()) / self.temperature, dim=-1)
+        if self.top_p < 1:
+            likely, order = chances.sort(descending=True)
+            before = likely.cumsum(0) - likely
+            chances = chances.index_fill(0, order[before >= self.top_p], 0.0)
         return int(torch.multinomial(chances, 1, generator=self._random))
 
 

@@ -52,7 +52,7 @@ def run(
     words, options = separate(context.args)
     if words:
         raise BadInput("prompt", words[0], "one argument (put quotes around it)")
-    method = _kv(with_, kv, options)
+    method = kv_method(with_, kv, options)
     question = _asked(prompt)
     libraries(model)
     with Meter() as meter:
@@ -71,7 +71,8 @@ def run(
         print(_line(figures), file=sys.stderr)
 
 
-def _kv(with_: str | None, kv: str | None, options: list[Any]) -> Any:
+def kv_method(with_: str | None, kv: str | None, options: list[Any]) -> Any:
+    """The method that holds the context, with its options; None: everything is kept."""
     from holdall.errors import BadInput
     from holdall.registry import get
 

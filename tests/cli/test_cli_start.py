@@ -11,7 +11,7 @@ import sys
 import pytest
 from cli.processes import ENV, process
 
-VERBS = ("pack", "unpack", "info", "verify", "run", "grep", "measure", "methods", "show")
+VERBS = ("pack", "unpack", "info", "verify", "run", "serve", "grep", "measure", "methods", "show")
 
 
 def _best(code: str, tries: int = 5) -> float:

@@ -1,0 +1,16 @@
+"""An OpenAI-compatible server over one engine, within a memory budget: what `holdall serve` runs.
+
+    protocol   what the server needs of anything that generates: jobs in, events out, memory figures
+    alone      that, over `holdall.engine.Engine`: one answer at a time, any kv method and budget
+    worker     the one thread that generates, the bounded queue before it, and tickets for those who wait
+    answer     from tokens to text, up to a stop string
+    service    requests to jobs: models, limits, tokens
+    schemas    what requests and answers look like
+    faults     everything that can go wrong, in OpenAI's shape
+    guard      who may call, and how large a request may be
+    stream     answers as server-sent events, and clients that go away
+    app        the routes
+    run        sockets, signals, and a shutdown in which answers are finished
+
+Nothing here is imported until `serve` is called.
+"""
