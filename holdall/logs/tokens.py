@@ -153,7 +153,7 @@ def tokenize(
     starts, stops, ids = (np.empty(room, np.int32) for _ in range(3))
     bounds = np.empty(lines.size, np.int64)
     n = _runs(text, lines, starts, stops, ids, bounds, clocks)
-    starts, stops, ids = starts[:n], stops[:n], ids[:n]
+    starts, stops, ids = starts[:n].copy(), stops[:n].copy(), ids[:n].copy()  # and the room is free again
     number_alike(text, starts, stops, ids, WORDS, WORDS)
     return starts, stops, ids, bounds
 
