@@ -18,6 +18,7 @@ Name = Annotated[str | None, typer.Option(help="The model's name for clients; no
 Context = Annotated[
     int | None, typer.Option(help="Tokens of a prompt with its answer; none: as many as fit.", min=2)
 ]
+Slots = Annotated[int, typer.Option(help="Answers at a time; a kv method gives one at a time.", min=1)]
 Queue = Annotated[int, typer.Option(help="Requests that may wait; more are refused (429).", min=0)]
 Answer = Annotated[int, typer.Option(help="Tokens of an answer whose request names no limit.", min=1)]
 Temperature = Annotated[float, typer.Option(help="Where a request names none.", min=0.0, max=2.0)]
@@ -50,6 +51,7 @@ def serve(
     api_key: Key = None,
     name: Name = None,
     context_: Annotated[Context, typer.Option("--context")] = None,
+    slots: Slots = 8,
     queue: Queue = 64,
     answer: Answer = 1024,
     temperature: Temperature = 1.0,
@@ -90,7 +92,7 @@ def serve(
         temperature=temperature, timeout=timeout, idle=idle, grace=grace, body=most.bytes,
     )  # fmt: skip
     with run.listen(host, port) as listener:
-        runner, engine, base = run.open_runner(model, memory, method, kv, context_)
+        runner, engine, base = run.open_runner(model, memory, method, kv, context_, slots)
         quality = run.known(engine, model, kv, report)
         service = Service(runner, engine.tokenizer, settings, base)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

@@ -2,6 +2,8 @@
 
     protocol   what the server needs of anything that generates: jobs in, events out, memory figures
     alone      that, over `holdall.engine.Engine`: one answer at a time, any kv method and budget
+    batched    that, over `holdall.batching.Batch`: many answers at a time, contexts kept whole
+    room       how much memory there is beside the weights, and what is in it
     worker     the one thread that generates, the bounded queue before it, and tickets for those who wait
     answer     from tokens to text, up to a stop string
     service    requests to jobs: models, limits, tokens
@@ -9,7 +11,8 @@
     faults     everything that can go wrong, in OpenAI's shape
     guard      who may call, and how large a request may be
     stream     answers as server-sent events, and clients that go away
-    app        the routes
+    metrics    figures for Prometheus, and the parts of the memory
+    app        the routes, and the page (page.html)
     run        sockets, signals, and a shutdown in which answers are finished
 
 Nothing here is imported until `serve` is called.

@@ -59,7 +59,9 @@ class Guard:
         key = self.settings.api_key
         if key is not None and scope["path"] not in OPEN:
             word, _, given = headers.get("authorization", "").partition(" ")
-            if word.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+            if word.lower() != "bearer" or not hmac.compare_digest(
+                given.strip().encode("latin-1"), key.encode()
+            ):
                 raise Refusal(401, "wrong or missing API key (Authorization: Bearer ...)", "invalid_api_key")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:

@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,11 +48,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def open_runner(
-    path: str, memory: Spend, kv: KVSelector | None, budget: Spend, context: int | None
+    path: str, memory: Spend, kv: KVSelector | None, budget: Spend, context: int | None, slots: int
 ) -> tuple[Runner, Engine, int]:
-    """What generates, its engine, and the resident bytes before it was opened."""
+    """What generates, its engine, and the resident bytes before it was opened.
+
+    Contexts that are kept whole stand in mapped slots, and their answers are given together; a kv method judges one
+    context at a time, and slots are mapped with Linux's calls.
+    """
     base = resident_bytes()
     engine = Engine.open(path, memory, kv, budget)
+    if kv is None and slots > 1 and sys.platform.startswith("linux"):
+        from holdall.server.batched import Batched
+
+        return Batched(engine, context, slots), engine, base
     return Alone(engine, context), engine, base
 
 

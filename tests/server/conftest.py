@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,20 +70,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def opened(tiny: str) -> Callable[..., Any]:
-    """A runner and its tokenizer over the tiny model, opened anew."""
+    """A runner and its tokenizer over the tiny model, opened anew; slots=1 is one answer at a time."""
 
-    def make(context: int | None = None, **how: Any) -> tuple[Any, Any]:
-        from holdall.engine import Engine
-        from holdall.server.alone import Alone
+    def make(context: int | None = None, slots: int = 1, path: str = tiny, **how: Any) -> tuple[Any, Any]:
+        from holdall.server.run import open_runner
 
-        engine = Engine.open(tiny, **how)
-        return Alone(engine, context), engine.tokenizer
+        told = {"memory": None, "kv": None, "kv_budget": None, **how}
+        runner, engine, _ = open_runner(path, told["memory"], told["kv"], told["kv_budget"], context, slots)
+        return runner, engine.tokenizer
 
     return make
 
 
-@pytest.fixture(scope="module")
-def served(opened: Callable[..., Any]) -> Iterator[Served]:
-    """A server that answers without asking for a key."""
-    with serving(*opened()) as found:
+@pytest.fixture(scope="module", params=[1, 4], ids=["alone", "batched"])
+def served(opened: Callable[..., Any], request: pytest.FixtureRequest) -> Iterator[Served]:
+    """A server that asks for no key, one answer at a time and several."""
+    if request.param > 1 and not sys.platform.startswith("linux"):
+        pytest.skip("slots are mapped with Linux's calls")
+    with serving(*opened(slots=request.param)) as found:
         yield found

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 
 from server.conftest import Served, serving  # noqa: E402
+from server.models import write_tiny  # noqa: E402
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 
@@ -74,7 +76,7 @@ def test_errors_are_openais_exceptions(served: Served) -> None:
     with pytest.raises(openai.BadRequestError) as wrong:
         ask(**{**GOOD, "messages": [{"role": "user", "content": "x" * 2000}]})
     assert wrong.value.code == "context_length_exceeded" and wrong.value.param == "messages"
-    with pytest.raises(openai.BadRequestError, match="512"):
+    with pytest.raises(openai.BadRequestError, match="492"):
         ask(**{**GOOD, "max_tokens": 600, "stream": True})
     with pytest.raises(openai.BadRequestError, match="nothing"):
         client.completions.create(model="tiny", prompt="")
@@ -165,18 +167,13 @@ def test_a_client_that_stops_sending_is_told_so(opened: Callable[..., Any]) -> N
             assert b" 408 " in told.split(b"\r\n")[0] and time.monotonic() - start < 5
 
 
-def test_a_prompt_that_the_memory_cannot_hold(tmp_path: Any) -> None:
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_prompt_that_the_memory_cannot_hold(opened: Callable[..., Any], tmp_path: Path, slots: int) -> None:
     """A window of 100,000 tokens, and memory for some thousands of them: told before anything is read."""
-    from server.models import write_tiny
-
-    from holdall.engine import Engine
-    from holdall.server.alone import Alone
-
     path = write_tiny(tmp_path / "wide", window=100_000)
-    engine = Engine.open(path, memory="60MB")
-    runner = Alone(engine)
+    runner, tokenizer = opened(path=path, memory="60MB", slots=slots)
     assert 1000 < runner.context < 100_000
-    with serving(runner, engine.tokenizer) as served:
+    with serving(runner, tokenizer) as served:
         long = {"model": "tiny", "prompt": "x" * (runner.context + 1)}
         told = fault(httpx.post(f"{served.url}/v1/completions", json=long), 400)
         assert told["code"] == "context_length_exceeded"
