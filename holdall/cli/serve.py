@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    context: typer.Context,
+    called: typer.Context,
     model: ModelPath,
     memory: Memory = None,
     kv: KV = None,
@@ -50,7 +50,7 @@ def serve(
     port: Port = 8000,
     api_key: Key = None,
     name: Name = None,
-    context_: Annotated[Context, typer.Option("--context")] = None,
+    context: Context = None,
     slots: Slots = 8,
     queue: Queue = 64,
     answer: Answer = 1024,
@@ -74,7 +74,7 @@ def serve(
     from holdall.errors import BadInput
     from holdall.optional import need
 
-    words, options = separate(context.args)
+    words, options = separate(called.args)
     if words:
         raise BadInput("argument", words[0], "one model")
     method = kv_method(with_, kv, options)
@@ -92,7 +92,7 @@ def serve(
         temperature=temperature, timeout=timeout, idle=idle, grace=grace, body=most.bytes,
     )  # fmt: skip
     with run.listen(host, port) as listener:
-        runner, engine, base = run.open_runner(model, memory, method, kv, context_, slots)
+        runner, engine, base = run.open_runner(model, memory, method, kv, context, slots)
         quality = run.known(engine, model, kv, report)
         service = Service(runner, engine.tokenizer, settings, base)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
