@@ -36,6 +36,7 @@ class Stats:
     decode_seconds: float = 0.0
     kv_bytes: int = 0
     kv_full_bytes: int = 0
+    context_tokens: int = 0  # that were read before, and are on disk
     passes: int = 0  # over the prompt; more than one with a kv method means that it was judged chunk by chunk
 
     def figures(self) -> dict[str, float]:
@@ -108,16 +109,21 @@ class Engine:
         """The answer, piece by piece. A plain string is one user message; the same seed gives the same answer."""
         if max_new_tokens < 1:
             raise BadInput("max_new_tokens", max_new_tokens, "at least 1")
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        ids = self.tokenizer.chat(messages)
-        if not ids:
-            raise BadInput("prompt", "nothing", "some text")
+        ids = self.ids(prompt)
         text = Text(self.tokenizer)
         for token in self.tokens(ids, max_new_tokens, Chooser(temperature, seed)):
             if token is not None and (piece := text.add(token)):
                 yield piece
         if piece := text.rest():
             yield piece
+
+    def ids(self, prompt: str | Sequence[Message]) -> list[int]:
+        """What the model reads."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        found = self.tokenizer.chat(messages)
+        if not found:
+            raise BadInput("prompt", "nothing", "some text")
+        return found
 
     def tokens(self, ids: list[int], most: int, choose: Chooser) -> Iterator[int | None]:
         """The answer to a prompt of `ids`, token by token; None where a part of the prompt was read.

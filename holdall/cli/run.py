@@ -16,6 +16,9 @@ Prompt = Annotated[str | None, typer.Argument(help="The question; text on standa
 Memory = Annotated[str | None, typer.Option(help='What weights, context and workspace may take: "120MB".')]
 KV = Annotated[str | None, typer.Option(help='What the context may keep: "25%" of it, or "40MB".')]
 With = Annotated[str | None, typer.Option("--with", help="The method that holds the context (kv.snapkv).")]
+ContextsFile = Annotated[
+    str | None, typer.Option("--contexts", help="Documents to answer from, of `holdall cache add`.")
+]
 Most = Annotated[int, typer.Option("--max-new-tokens", "-n", help="The longest answer.", min=1)]
 Temperature = Annotated[float, typer.Option(help="0 is always the likeliest token.", min=0.0)]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same answer.")]
@@ -33,6 +36,7 @@ def run(
     memory: Memory = None,
     kv: KV = None,
     with_: With = None,
+    contexts: ContextsFile = None,
     max_new_tokens: Most = 256,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
@@ -42,6 +46,7 @@ def run(
 
     `holdall run small.hold --memory 120MB --kv 25% --with kv.snapkv "Who is Ahab?" < book.txt`
     Options of the kv method are its fields, as with pack.
+    `holdall run small.hold --contexts docs.hold "Who is Ahab?"` answers from documents that it read before.
     """
     from holdall.cli.knobs import separate
     from holdall.engine import Engine
@@ -53,10 +58,12 @@ def run(
     if words:
         raise BadInput("prompt", words[0], "one argument (put quotes around it)")
     method = kv_method(with_, kv, options)
+    if contexts is not None and method is not None:
+        raise BadInput("--contexts", "a kv method besides", "one of both: contexts are held as they are")
     question = _asked(prompt)
     libraries(model)
     with Meter() as meter:
-        engine = Engine.open(model, memory, method, kv)
+        engine = Engine.open(model, memory, method, kv) if contexts is None else _over(model, contexts, memory)
         answer = []
         for piece in engine.generate(question, max_new_tokens, temperature, seed):
             answer.append(piece)
@@ -69,6 +76,12 @@ def run(
     print()
     if sys.stderr.isatty():
         print(_line(figures), file=sys.stderr)
+
+
+def _over(model: str, contexts: str, memory: str | None) -> Any:
+    from holdall.engine_contexts import ContextEngine
+
+    return ContextEngine.over(model, contexts, memory)
 
 
 def kv_method(with_: str | None, kv: str | None, options: list[Any]) -> Any:

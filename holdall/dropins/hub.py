@@ -108,6 +108,14 @@ def _shards(url: str) -> list[str]:
     return shards
 
 
+def weight_files(where: str) -> list[str]:
+    """The files that hold a model's weights."""
+    where = installed(where) if where in _SHORT else where.rstrip("/")
+    if where.lower().endswith((".gguf", ".safetensors")):
+        return [where]
+    return [f"{where}/{name}" for name in _shards(where)]
+
+
 def outline(where: str) -> tuple[dict[str, bytes], int, bool]:
     """Files of a model, how many numbers it has, and whether they are all bfloat16, without reading them."""
     where = installed(where) if where in _SHORT else where.rstrip("/")
@@ -116,7 +124,7 @@ def outline(where: str) -> tuple[dict[str, bytes], int, bool]:
     alone = where.lower().endswith(".safetensors")
     count, kinds = 0, set()
     carried: dict[str, bytes] = {}
-    for shard in [where] if alone else [f"{where}/{name}" for name in _shards(where)]:
+    for shard in weight_files(where):
         more, found, carried = safetensors.outline(shard)
         count += more
         kinds |= found

@@ -41,7 +41,8 @@ class APE(Codec):
     Cost: encoding is the model over each document, once. A query's first token takes the model over the query, and
     2 L H (D + E) multiplications for each of its tokens and each token of context. On disk 2 L H (D + E) bytes a token.
     Knobs:
-        temperature: T, divides the scores of the contexts (paper: searched for each task; released code 1.0)
+        temperature: T, divides the scores of the contexts (paper: searched for each task; released code 1.0; here
+            0.9, a mild value; 0.8 was best for ten documents and SmolLM2-135M, and 1 is exact for a single one)
         scale: s, of the logarithm of the contexts' total weight (paper: searched; released code 1.0)
         convention: what multiplies that logarithm; "paper": s, as its pseudocode has it; "code": s T, as its code
         prefix: what all documents stand behind: "chat", the chat header (two line ends without one); "none"; a text
@@ -72,8 +73,8 @@ class APE(Codec):
         "check_beats_the_floors": "no floor stores contexts; plain parallel encoding is its own T = s = 1, in its tests"
     }
 
-    temperature: float = knob(1.0, "T, divides the scores of the contexts", other=0.8)
-    scale: float = knob(1.0, "s, of the logarithm of the contexts' weight", other=0.8)
+    temperature: float = knob(0.9, "T, divides the scores of the contexts", paper="searched", other=0.8)
+    scale: float = knob(1.0, "s, of the logarithm of the contexts' weight", paper="searched", other=0.8)
     convention: str = knob(
         "paper", 'what scales it: "paper", s; "code", s T', other="code", at={"temperature": 0.8}
     )
@@ -137,6 +138,14 @@ class APE(Codec):
         return Contexts(
             model=model, prefix=prefix, documents=found, temperature=self.temperature, power=self.power
         )
+
+    def restore(self, packed: Packed, to: str) -> None:
+        wanted = "`holdall run MODEL --contexts FILE`: keys and values are of use to their model only"
+        raise BadInput("unpack", "a file of contexts", wanted)
+
+    @classmethod
+    def read_input(cls, url: str) -> Documents:
+        raise BadInput("pack", url, "`holdall cache add`, which takes the model that is to read it")
 
     def tuned(self, net: Any, held_out: Sequence[Question], grid: Sequence[float] = _GRID) -> Self:
         """The temperature, and then the scale, under which the model finds the answers likeliest.

@@ -103,6 +103,16 @@ def fingerprint(x: Documents | Contexts) -> bytes:
     return held
 
 
+def measure(
+    method: Any, budget: Any = None, *, model: str | None = None, on: str | None = None, quick: bool = False
+) -> Any:
+    """Answers from ten documents, one fact in each, beside reading them in a row: see `holdall.kv.shelf.measured`."""
+    from holdall.kv.quality import _text
+    from holdall.kv.shelf import measured
+
+    return measured(method, budget, model or "smollm2", _text(on), on or "needle", 1 if quick else 4)
+
+
 def _raw(c: Context) -> bytes:
     parts = (c.keys, c.values)
     return (
