@@ -41,6 +41,8 @@ class SlotCache(transformers.Cache):
 
     def piece(self, row: int, start: int, end: int) -> dict[str, Any]:
         """The pass is the tokens [start, end) of one slot."""
+        if end - start == 1:
+            return self.tokens([row], [end])
         self._rows, self._ends = [row], [end]
         return self._call(torch.arange(start, end)[None])
 

@@ -64,6 +64,7 @@ class VAttention(Runtime):
 
     name: ClassVar[str] = "vattention"
     room: ClassVar[str] = "kv"
+    measured_by: ClassVar[str] = "slot_load"
     paper: ClassVar[Paper] = Paper(
         66,
         "vAttention: Dynamic Memory Management for Serving LLMs without PagedAttention",

@@ -30,7 +30,6 @@ _PRIVATE, _SHARED = 0x02, 0x01  # of mmap on Linux, where Python has no name for
 _FIXED, _ANONYMOUS, _NORESERVE = 0x10, 0x20, 0x4000
 _READ_WRITE = 0x3
 _DONTNEED, _HUGEPAGE, _NOHUGEPAGE, _WIPEONFORK, _POPULATE_WRITE = 4, 14, 15, 18, 23
-_EINVAL = 22
 
 
 class Region:
@@ -60,12 +59,10 @@ class Region:
 
     def map(self, offset: int, nbytes: int) -> None:
         """Pages of zeros behind a part; what was mapped there stays. OSError where the kernel has none left."""
-        try:
+        if _populates():
             _call("madvise", self.start + offset, nbytes, _POPULATE_WRITE)
-        except OSError as fault:
-            if fault.errno != _EINVAL:
-                raise
-            self._touch(offset, nbytes)  # before Linux 5.14
+        else:
+            self._touch(offset, nbytes)
 
     def _touch(self, offset: int, nbytes: int) -> None:
         for at in range(self.start + offset, self.start + offset + nbytes, mmap.PAGESIZE):
@@ -118,6 +115,14 @@ def resident(regions: Iterable[Region], files: Iterable[int] = ()) -> int:
             first = int(line.split("-", 1)[0], 16)
             inside = any(a <= first < b for a, b in ranges) and "/memfd:" not in line
     return total
+
+
+@cache
+def _populates() -> bool:
+    """Whether this kernel maps pages when told to (Linux 5.14)."""
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    return _libc().madvise(at, mmap.PAGESIZE, _POPULATE_WRITE) == 0
 
 
 @cache

@@ -1,0 +1,254 @@
+"""Requests that share passes: each gets what it gets alone, and the memory is never overrun."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+from transformers import DynamicCache
+
+from holdall import BadInput, BudgetError, HoldallError
+from holdall.batching import Batch, Given, Request
+from holdall.engine_text import Chooser
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps pages with Linux's calls")
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "pad_token_id": 0, "eos_token_id": None, "bos_token_id": None,
+}  # fmt: skip
+_SLIDES = {
+    "head_dim": 8, "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}  # fmt: skip
+_KINDS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**_SHAPE)),
+    "qwen": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**_SHAPE)),
+    "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**_SHAPE, sliding_window=20)),
+    "gemma": lambda: t.Gemma3ForCausalLM(t.Gemma3TextConfig(**_SHAPE, **_SLIDES)),
+    "gpt2": lambda: t.GPT2LMHeadModel(
+        t.GPT2Config(vocab_size=101, n_embd=48, n_layer=3, n_head=6, n_positions=512, pad_token_id=0)
+    ),
+}
+_SMALL: dict[str, Any] = {"slots": 4, "length": 128, "page": 4096}
+
+
+def make(kind: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    net = _KINDS[kind]().eval().to(dtype)
+    with torch.no_grad():  # weights as they are drawn attend to everything alike; these look somewhere
+        for name, p in net.named_parameters():
+            if any(part in name for part in ("q_proj.weight", "k_proj.weight", "c_attn.weight")):
+                p.mul_(8)
+    return net
+
+
+def prompt(tokens: int, seed: int = 0) -> list[int]:
+    return torch.randint(1, 101, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@torch.inference_mode()
+def alone(net: Any, ids: list[int], most: int) -> list[int]:
+    """What transformers' own cache gives, token by token."""
+    cache, given, now = DynamicCache(config=net.config), [], ids
+    for _ in range(most):
+        scores = net(torch.tensor([now]), past_key_values=cache).logits[0, -1]
+        given.append(int(scores.argmax()))
+        now = given[-1:]
+    return given
+
+
+def gather(batch: Batch, into: dict[Any, list[int]] | None = None) -> dict[Any, list[int]]:
+    found: dict[Any, list[int]] = {} if into is None else into
+    while batch.busy:
+        for given in batch.step():
+            assert given.fault is None
+            if given.token is not None:
+                found.setdefault(given.key, []).append(given.token)
+    return found
+
+
+@pytest.mark.parametrize("kind", list(_KINDS))
+@pytest.mark.parametrize("knobs", [{}, {"sliced": True}, {"reclaim": "at once"}])
+def test_each_request_gets_what_it_gets_alone(kind: str, knobs: dict[str, Any]) -> None:
+    net = make(kind)
+    prompts = {i: prompt(n, i) for i, n in enumerate((1, 40, 17, 3, 64, 25, 9))}
+    batch = Batch.open(net, chunk=13, **_SMALL, **knobs)
+    for i, ids in prompts.items():
+        batch.submit(i, Request(ids, 12 + 3 * i))
+    found = gather(batch)
+    assert found == {i: alone(net, ids, 12 + 3 * i) for i, ids in prompts.items()}
+    assert batch.running == batch.waiting == 0
+    batch.close()
+
+
+def test_requests_join_and_leave_between_steps() -> None:
+    net, found = make(), {}
+    batch = Batch.open(net, chunk=8, **_SMALL)
+    for i in range(12):
+        batch.submit(i, Request(prompt(5 + 2 * i, i), 4 + i % 5))
+        for given in batch.step():
+            found.setdefault(given.key, []).append(given.token)
+    gather(batch, found)
+    assert found == {i: alone(net, prompt(5 + 2 * i, i), 4 + i % 5) for i in range(12)}
+    assert batch.slots.traffic()["mapped"] <= 12  # slots of ended requests are used again as they are
+    batch.close()
+
+
+def test_a_long_prompt_does_not_hold_up_the_others() -> None:
+    batch = Batch.open(make(), chunk=10, **_SMALL)
+    batch.submit("short", Request(prompt(4), 30))
+    assert [g.key for g in batch.step()] == ["short"]
+    batch.submit("long", Request(prompt(95), 5))
+    for _ in range(9):
+        assert [g.key for g in batch.step()] == ["short"]
+    assert sorted(str(g.key) for g in batch.step()) == ["long", "short"]
+    batch.close()
+
+
+def test_little_memory_makes_requests_wait_and_is_never_overrun() -> None:
+    net = make()
+    requests = {i: Request(prompt(20 + 5 * (i % 4), i), 20) for i in range(9)}
+    with_all = Batch.open(net, **_SMALL)
+    cost = with_all.slots.cost(60)
+    with_all.close()
+    batch = Batch.open(net, 2 * cost, **_SMALL)
+    for i, request in requests.items():
+        batch.submit(i, request)
+    found: dict[Any, list[int]] = {}
+    waited = 0
+    while batch.busy:
+        for given in batch.step():
+            found.setdefault(given.key, []).append(given.token or 0)
+        waited += batch.waiting
+        assert batch.slots.nbytes <= 2 * cost and batch.running <= 3
+    assert batch.slots.resident() <= 2 * cost and waited
+    assert found == {i: alone(net, list(r.ids), 20) for i, r in requests.items()}
+    batch.close()
+
+
+def test_what_never_fits_is_refused_at_once() -> None:
+    net = make()
+    probe = Batch.open(net, **_SMALL)
+    one = probe.slots.cost(40)
+    probe.close()
+    batch = Batch.open(net, one, **_SMALL)
+    with pytest.raises(BudgetError) as caught:
+        batch.submit("big", Request(prompt(60), 40))
+    assert int(str(caught.value.least)) > one
+    for tokens, most in ((120, 20), (0, 5), (5, 0)):
+        with pytest.raises(BadInput, match="request"):
+            batch.submit("x", Request(prompt(tokens), most))
+    assert not batch.busy
+    small = Request(prompt(30), 10)
+    assert batch.admits(small)
+    batch.submit("small", small)
+    assert not batch.admits(small)
+    with pytest.raises(BadInput, match="key"):
+        batch.submit("small", small)
+    assert len(gather(batch)["small"]) == 10 and batch.admits(small)
+    batch.close()
+
+
+def test_cancelling_frees_a_slot_and_leaves_the_others_alone() -> None:
+    net = make()
+    batch = Batch.open(net, **_SMALL)
+    for i in range(6):
+        batch.submit(i, Request(prompt(10 + i, i), 15))
+    found: dict[Any, list[int]] = {}
+    for _ in range(6):
+        for given in batch.step():
+            found.setdefault(given.key, []).append(given.token or 0)
+    free = batch.slots.free
+    batch.cancel(1)  # runs
+    batch.cancel(5)  # waits
+    batch.cancel("nobody")
+    assert batch.slots.free > free and batch.running == 3 and batch.waiting == 1
+    gather(batch, found)
+    assert len(found.pop(1)) < 15 and 5 not in found
+    assert found == {i: alone(net, prompt(10 + i, i), 15) for i in (0, 2, 3, 4)}
+    assert batch.slots.free == batch.slots.budget
+    batch.close()
+
+
+def test_answers_end_at_the_models_token_or_at_ones_own() -> None:
+    net = make()
+    told = alone(net, prompt(20), 30)
+    end = told[7]
+    first = told.index(end)
+    batch = Batch.open(net, eos=[end], **_SMALL)
+    batch.submit(0, Request(prompt(20), 30))
+    news: list[Given] = []
+    while batch.busy:
+        news += batch.step()
+    assert [g.token for g in news] == [*told[:first], None] and [g.end for g in news] == [None] * first + [
+        "stop"
+    ]
+    batch.close()
+    batch = Batch.open(net, **_SMALL)
+    batch.submit(0, Request(prompt(20), 30, stop=lambda token: token == end))
+    news = []
+    while batch.busy:
+        news += batch.step()
+    assert [g.token for g in news] == told[: first + 1] and news[-1].end == "stop"
+    batch.close()
+
+
+def test_each_request_draws_by_itself_and_a_fault_ends_one_only() -> None:
+    net = make()
+
+    def broken(scores: torch.Tensor) -> int:
+        raise HoldallError("no token")
+
+    def drawn(companions: int) -> list[int]:
+        batch = Batch.open(net, **_SMALL)
+        batch.submit("me", Request(prompt(12), 20, Chooser(0.9, seed=4)))
+        for i in range(companions):
+            batch.submit(i, Request(prompt(9 + i, i), 20, Chooser(1.3, seed=i)))
+        batch.submit("broken", Request(prompt(9), 5, broken))
+        mine, faults = [], []
+        while batch.busy:
+            for given in batch.step():
+                faults += [given.key] if given.fault else []
+                mine += [given.token] if given.key == "me" else []
+        batch.close()
+        assert faults == ["broken"]
+        return mine
+
+    assert drawn(0) == drawn(2) and len(drawn(0)) == 20
+
+
+def test_half_precision_runs() -> None:
+    net = make(dtype=torch.bfloat16)
+    batch = Batch.open(net, chunk=16, **_SMALL)
+    for i in range(3):
+        batch.submit(i, Request(prompt(30, i), 8))
+    assert batch.slots.keys[0].dtype == torch.bfloat16
+    assert all(len(tokens) == 8 for tokens in gather(batch).values())
+    batch.close()
+
+
+def test_attention_that_cannot_be_followed_is_refused() -> None:
+    net = make()
+    net.set_attn_implementation("eager")
+    with pytest.raises(BadInput, match="sdpa"):
+        Batch.open(net, **_SMALL)
+
+
+@pytest.mark.slow
+def test_eight_at_a_time_on_a_real_model() -> None:
+    from holdall.weights.model import Model
+    from holdall.weights.texts import held_out_text
+
+    model = Model.read("smollm2")
+    net, ids = model.build(), model.tokenizer().encode(held_out_text()[:8000])
+    prompts = {i: ids[150 * i : 150 * i + 30 + 11 * i] for i in range(8)}
+    batch = Batch.open(net, "50%", chunk=64)
+    for i, mine in prompts.items():
+        batch.submit(i, Request(mine, 12))
+    assert gather(batch) == {i: alone(net, mine, 12) for i, mine in prompts.items()}
+    batch.close()
