@@ -25,9 +25,8 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
     code: {"model": schemas.Failure}
     for code in (400, 401, 403, 404, 405, 408, 413, 415, 429, 499, 500, 503, 504)
 }
-_STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
 
 class HoldallApp(FastAPI):
