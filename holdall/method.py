@@ -84,14 +84,15 @@ class Method(Cited):
 
         if not isinstance(d, Mapping) or not isinstance(d.get("method"), str):
             raise BadInput("method", str(d), 'a mapping with a "method" name')
-        return get(d["method"])(
-            **{
-                k: Method.from_dict(v) if isinstance(v, Mapping) and "method" in v else v
-                for k, v in d.items()
-                if k != "method"
-            }
-        )
+        return get(d["method"])(**{k: _knob_value(v) for k, v in d.items() if k != "method"})
 
     def but(self, **knobs: Any) -> Self:
         """The same recipe with some knobs changed."""
         return dataclasses.replace(self, **knobs)
+
+
+def _knob_value(plain: Any) -> Any:
+    """A knob's value from JSON, which knows no tuples and nests the methods that a method holds."""
+    if isinstance(plain, Mapping) and "method" in plain:
+        return Method.from_dict(plain)
+    return tuple(plain) if isinstance(plain, list) else plain

@@ -12,6 +12,7 @@ from typing import Any
 
 from holdall.errors import BadInput, UnknownMethod
 from holdall.method import Method, Paper
+from holdall.registry import methods
 
 _SECTIONS = ("Shapes:", "Cost:", "Knobs:", "Differs from the paper:", "Example:", "Paper:", "Test:")
 
@@ -39,7 +40,7 @@ def check_json_and_repr_round_trip(cls: type[Any]) -> None:
     for method in [cls(), *(changed for _, _, changed in variants(cls))]:
         told = json.loads(json.dumps(method.to_dict()))
         assert Method.from_dict(told) == method, f"{told} does not come back from JSON"
-        names = {c.__name__: c for c in type(method).__mro__}
+        names = {c.__name__: c for c in (*type(method).__mro__, *methods().values())}
         assert eval(repr(method), names) == method, f"{method!r} does not come back from its repr"
 
 

@@ -52,13 +52,23 @@ def _is_value(token: str) -> bool:
     return True
 
 
-def configured(cls: type[Any], options: Sequence[tuple[str, str | None]]) -> tuple[Any, list[str]]:
-    """The method with those options as its fields, and the words that flags left over (`--flag input` takes none)."""
+def configured(
+    cls: type[Any], options: Sequence[tuple[str, str | None]], base: Any = None
+) -> tuple[Any, list[str]]:
+    """The method with those options as its fields, and the words that flags left over (`--flag input` takes none).
+
+    `--inner kv.ems --inner.tau 0.7` sets a field of the method that the field `inner` holds.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     spare: list[str] = []
+    nested: dict[str, list[tuple[str, str | None]]] = {}
     for option, text in options:
+        outer, dot, rest = option.lstrip("-").partition(".")
+        if dot and outer in fields:
+            nested.setdefault(outer, []).append(("--" + rest, text))
+            continue
         name = option.lstrip("-").replace("-", "_")
         negated = name.startswith("no_") and name.removeprefix("no_") in fields and name not in fields
         name = name.removeprefix("no_") if negated else name
@@ -75,7 +85,13 @@ def configured(cls: type[Any], options: Sequence[tuple[str, str | None]]) -> tup
                 f"{_wanted(kinds[name])} ({fields[name].metadata.get('doc', name)})",
             )
         values[name] = _parse(option, text, kinds[name])
-    return cls(**values), spare
+    for name, inner in nested.items():
+        held = values.get(name, fields[name].default)
+        if not dataclasses.is_dataclass(held):
+            raise BadInput(f"--{name}.{inner[0][0][2:]}", f"no {name}", f"--{name} METHOD before its options")
+        values[name], more = configured(type(held), inner, held)
+        spare += more
+    return (cls(**values) if base is None else base.but(**values)), spare
 
 
 def _near(cls: type[Any], name: str, known: list[str]) -> str:
@@ -98,6 +114,9 @@ def _parse(option: str, text: str, kind: Any) -> Any:
     if optional and text.lower() == "none":
         return None
     plain = _plain(kind)
+    if typing.get_origin(plain) is tuple:
+        of = typing.get_args(plain)[0]
+        return tuple(_parse(option, part.strip(), of) for part in text.split(",") if part.strip())
     if plain is bool:
         return text.lower() in _YES
     if plain is str:
@@ -120,6 +139,8 @@ def _method(option: str, text: str) -> Any:
 
 
 def _wanted(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "a list, with commas between"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(_plain(kind), "the name of a method") + (
         " or none" if type(None) in typing.get_args(kind) else ""

@@ -8,13 +8,30 @@ within a budget. A method scores the entries of a layer; the base keeps the best
 
 from holdall.kv.ape import APE
 from holdall.kv.base import KVSelector
+from holdall.kv.ems import EMS
 from holdall.kv.entries import Entries
 from holdall.kv.h2o import H2O
+from holdall.kv.kvmerger import KVMerger
 from holdall.kv.none import Everything
 from holdall.kv.pages import Geometry
+from holdall.kv.prefixkv import PrefixKV
 from holdall.kv.random import Random
 from holdall.kv.recent import Recent
 from holdall.kv.snapkv import SnapKV
 from holdall.kv.vattention import VAttention
 
-__all__ = ["APE", "H2O", "Entries", "Everything", "Geometry", "KVSelector", "Random", "Recent", "SnapKV", "VAttention"]
+__all__ = [
+    "APE",
+    "EMS",
+    "H2O",
+    "Entries",
+    "Everything",
+    "Geometry",
+    "KVMerger",
+    "KVSelector",
+    "PrefixKV",
+    "Random",
+    "Recent",
+    "SnapKV",
+    "VAttention",
+]
