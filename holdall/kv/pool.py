@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from holdall.errors import BudgetError
 from holdall.kv.pages import Pages, Prefix
 
+_COUNTED = ("steps", "mapped", "unmapped", "mapped_ahead", "shown", "copied", "refused", "failed_ahead")
+
 
 @dataclass(eq=False)
 class Held:
@@ -145,6 +147,3 @@ class Pool:
         for prefix in self.prefixes:
             os.close(prefix.file)
         self.prefixes = []
-
-
-_COUNTED = ("steps", "mapped", "unmapped", "mapped_ahead", "shown", "copied", "refused", "failed_ahead")

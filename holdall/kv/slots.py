@@ -98,8 +98,10 @@ class Slots(Session):
     def step_async(self, lengths: Sequence[int]) -> None:
         """`step`, and then a thread maps what the next one is going to need, while the caller computes."""
         self._serve(lengths)
-        self._thread = threading.Thread(target=self._ahead, name="holdall-pages")
-        self._thread.start()
+        wanted = self._foreseen()
+        if wanted and self.pool.free:
+            self._thread = threading.Thread(target=self._ahead, args=(wanted,), name="holdall-pages")
+            self._thread.start()
 
     def release(self, slot: int) -> None:
         """The request in a slot has ended. A step in which its length is 0 says the same."""
@@ -204,18 +206,23 @@ class Slots(Session):
         if self.pool.slots[slot].prefix is not None or self.method.reclaim == "at once":
             self.pool.cut(slot, 0)
 
-    def _ahead(self) -> None:
-        """In the thread: the next token of each slot, then a few blocks more, then those of the slot that is next."""
-        method, need, most, pool = self.method, self._pages.need, self._pages.most, self.pool
+    def _foreseen(self) -> list[tuple[int, int]]:
+        """Slots, and the blocks that each is to have: for its next token, then for a few more; then the next slot's."""
+        method, need, most = self.method, self._pages.need, self._pages.most
         active = [(i, n) for i, n in enumerate(self.lengths) if n]
         wanted = [(i, need(n + 1)) for i, n in active]
         if method.extra:
             wanted += [(i, min(need(n + method.ahead), need(n + 1) + method.extra)) for i, n in active]
             wanted += [(slot, method.extra) for slot in [self.lowest()] if slot is not None]
+        return [(i, min(n, most)) for i, n in wanted if min(n, most) > self.pool.slots[i].mapped]
+
+    def _ahead(self, wanted: list[tuple[int, int]]) -> None:
+        """In the thread: map them as far as the pool is free; nothing is taken back for it."""
+        pool = self.pool
         before = pool.counts["mapped"]
         try:
             for slot, blocks in wanted:
-                pool.grow(slot, min(blocks, most, pool.slots[slot].mapped + pool.free))
+                pool.grow(slot, min(blocks, pool.slots[slot].mapped + pool.free))
         except OSError:  # the step that needs it will ask again, and say so
             pool.counts["failed_ahead"] += 1
         pool.counts["mapped_ahead"] += pool.counts["mapped"] - before
