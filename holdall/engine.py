@@ -143,8 +143,11 @@ class Engine:
         share = self.kv_budget
         if self.kv is not None and share is None:
             share = Budget(bytes=max(1, (getattr(self.kv, "capacity", None) or tokens) * self.shape.token))
-        one_pass = tokens if self.kv is not None else CHUNK
-        return plan(self.shape, tokens, new, share if self.kv is not None else None, chunk or one_pass)
+        if self.kv is None:
+            return plan(self.shape, tokens, new, None, chunk or CHUNK)
+        last, lot = self.kv.asks(tokens)
+        together = self.kv.portion(0) is None
+        return plan(self.shape, tokens, new, share, chunk or tokens, together, last + int(lot * tokens))
 
     def plans(self, tokens: int, new: int) -> list[Plan]:
         """The ways to read such a prompt, the better one first."""

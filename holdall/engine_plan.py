@@ -111,19 +111,31 @@ class Plan:
         return self.kv + self.workspace
 
 
-def plan(shape: Shape, tokens: int, new: int, share: Budget | None, chunk: int) -> Plan:
+def plan(
+    shape: Shape,
+    tokens: int,
+    new: int,
+    share: Budget | None,
+    chunk: int,
+    together: bool = False,
+    asked: int = 0,
+) -> Plan:
     """Memory beside the weights for `tokens` of prompt and `new` of answer.
 
     share: of the context that is kept; None keeps it all. In one pass each layer is cut down to its share before
     the next is computed, so one layer at a time is whole; in many passes what a chunk adds stands beside it.
+    together: all layers are judged at once, so all stand whole until then. asked: queries that judge a layer.
     """
     wide = min(chunk, tokens)
     kept = tokens * shape.token
+    asked = min(asked, wide)
     if share is not None:
         floor = min(tokens, FLOOR) * (shape.token + 8 * shape.layers * shape.kv_heads)
         kept = min(kept, max(share.limit(kept, kept // shape.item), floor)) + wide * shape.token * (
             chunk < tokens
         )
+    if together and chunk >= tokens:
+        kept = tokens * shape.token
     kv = kept + new * shape.token
     layer = (
         (tokens + new) * shape.token // shape.layers
@@ -133,7 +145,10 @@ def plan(shape: Shape, tokens: int, new: int, share: Budget | None, chunk: int) 
     mlp = min(CHUNK, wide) * 3 * shape.inner * max(4, shape.item)
     masks = 5 * wide * tokens if chunk < tokens else 0
     repeated = 2 * tokens * attention * shape.item if chunk < tokens else 0
-    workspace = RESERVE + 3 * layer + passing + mlp + masks + repeated + 16 * shape.vocabulary
+    shown = asked * attention * shape.item * (shape.layers if together else 1)
+    scores = 12 * shape.heads * min(asked, CHUNK) * tokens  # a block of them, float32, three at a time
+    judging = shown + max(0, scores - 3 * layer)
+    workspace = RESERVE + 3 * layer + passing + mlp + masks + repeated + judging + 16 * shape.vocabulary
     return Plan(kv, workspace, chunk)
 
 

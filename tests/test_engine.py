@@ -20,7 +20,7 @@ from holdall.engine import Engine  # noqa: E402
 from holdall.engine_plan import CHUNK, Plan, Shape, plan, slice_mlps  # noqa: E402
 from holdall.engine_text import Chooser, Text  # noqa: E402
 from holdall.errors import BadInput, BudgetError  # noqa: E402
-from holdall.kv import SnapKV  # noqa: E402
+from holdall.kv import H2O, KVSelector, PrefixKV, SnapKV  # noqa: E402
 from holdall.weights.model import Model  # noqa: E402
 from holdall.weights.texts import held_out_text  # noqa: E402
 
@@ -128,6 +128,22 @@ def test_the_plan_counts_the_context(engine: Engine) -> None:
     assert quarter.kv == pytest.approx(1100 * 23_040, rel=0.02)
     assert plan(shape, 8000, 100, None, CHUNK).total > whole.total > quarter.kv
     assert isinstance(whole, Plan)
+
+
+def test_the_plan_knows_methods_that_judge_all_layers_together(engine: Engine) -> None:
+    def planned(method: KVSelector) -> Plan:
+        return Engine(
+            engine.source, engine.tokenizer, engine.shape, kv=method, kv_budget=Budget.parse("10%")
+        ).plan(4000, 10)
+
+    alone, learned, together = (
+        planned(m) for m in (SnapKV(), PrefixKV(inner=SnapKV(), ratios=(0.9,) * 30), PrefixKV(inner=SnapKV()))
+    )
+    assert together.kv == 4010 * engine.shape.token > 8 * alone.kv and learned == alone
+    assert (
+        together.workspace - alone.workspace == 29 * 32 * 576 * engine.shape.item
+    )  # queries of the other layers
+    assert planned(H2O()).workspace > alone.workspace + 4000 * 576 * engine.shape.item - 32 * 576 * 4
 
 
 def test_too_little_memory_names_the_least_before_reading(tmp_path: Path) -> None:
