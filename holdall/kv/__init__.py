@@ -11,6 +11,7 @@ from holdall.kv.base import KVSelector
 from holdall.kv.ems import EMS
 from holdall.kv.entries import Entries
 from holdall.kv.h2o import H2O
+from holdall.kv.instinfer import InstInfer
 from holdall.kv.kvmerger import KVMerger
 from holdall.kv.none import Everything
 from holdall.kv.pages import Geometry
@@ -27,6 +28,7 @@ __all__ = [
     "Entries",
     "Everything",
     "Geometry",
+    "InstInfer",
     "KVMerger",
     "KVSelector",
     "PrefixKV",
