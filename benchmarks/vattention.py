@@ -147,7 +147,7 @@ def serving(net: Any, ids: list[int], sizes: tuple[int, ...], new: int) -> dict[
         for n in sizes:
             batch = Batch.open(net, slots=n, length=512)
             for i in range(n):
-                batch.submit(i, Request(ids[64 * i : 64 * i + 64], new))
+                batch.submit(i, Request(ids[64 * i : 64 * i + 64], n + new))  # n steps go by until all are read
             first: set[Any] = set()
             while len(first) < n:
                 first |= {given.key for given in batch.step()}
@@ -165,9 +165,9 @@ def servings(packed: str | None) -> dict[str, Any]:
     from holdall.weights.model import Model
     from holdall.weights.texts import held_out_text
 
-    model = Model.read("smollm2")
+    sizes, model = (1, 2, 4, 8, 16), Model.read("smollm2")
     ids = model.tokenizer().encode(held_out_text()[:8000])
-    found = {"float32": serving(model.build(), ids, (1, 4, 8, 16), 16)}
+    found = {"float32": serving(model.build(), ids, sizes, 8)}
     del model
     if packed:
         from holdall.packed import Packed
@@ -175,7 +175,7 @@ def servings(packed: str | None) -> dict[str, Any]:
 
         artefact = Packed.open(packed)
         method: Any = method_of(artefact)
-        found["packed"] = serving(method.open(artefact, None).float(), ids, (1, 4, 8, 16), 12)
+        found["packed"] = serving(method.open(artefact, None).float(), ids, sizes, 8)
         found["packed"]["bytes"] = {"bytes": artefact.nbytes}
     return found
 

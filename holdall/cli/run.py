@@ -98,8 +98,8 @@ def kv_method(with_: str | None, kv: str | None, options: list[Any]) -> Any:
     from holdall.cli.knobs import configured
 
     cls = get(with_)
-    if cls.room != "kv":
-        raise BadInput("--with", with_, "a method of the room kv (holdall methods kv)")
+    if cls.room != "kv" or cls.kind != "selector":
+        raise BadInput("--with", with_, "a selector of the room kv (holdall methods kv)")
     method, spare = configured(cls, options)
     if spare:
         raise BadInput("option", spare[0], "the prompt before the options")
