@@ -29,6 +29,7 @@ class KVSelector(Selector):
     capacity: ClassVar[int | None] = None  # entries kept when no budget is given; None: all of them
     biased: ClassVar[bool] = False  # whether kept entries have a bias, in 16 bits
     follows: ClassVar[bool] = False  # whether it judges generated tokens too; kept entries then have a mass
+    tiered: ClassVar[bool] = False  # whether it goes on from packed tiers; else they are unpacked for it
 
     @abstractmethod
     def score(self, x: Entries) -> Tensor:
@@ -65,8 +66,7 @@ class KVSelector(Selector):
 
     def smallest(self, x: Entries) -> int:
         """The fewest bytes that the method can bring `x` down to."""
-        least = self.least(x)
-        return x.nbytes if least >= x.count else least * self.each(x)
+        return x.nbytes if (least := self.least(x)) >= x.count else least * self.each(x)
 
     def weighed(self, x: Entries) -> Entries:
         """`x` with the `mass` that `score` needs, where the method `follows`; the queries are then used up."""

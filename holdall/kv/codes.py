@@ -95,7 +95,8 @@ class ByChannel(Codes):
         """A parameter of each part, at each of its tokens."""
         if t.shape[2] == 1:
             return t.float()
-        return t.float().repeat_interleave(torch.tensor(lengths(self.ends), device=t.device), dim=2)
+        each = torch.tensor(lengths(self.ends), dtype=torch.int64, device=t.device)
+        return t.float().repeat_interleave(each, dim=2)
 
     def joined(self, other: ByChannel) -> ByChannel:
         """With the parts of `other` behind, of the same bands; where tokens have grids, s and order are the same."""
@@ -103,7 +104,6 @@ class ByChannel(Codes):
         for k in ("codes", "a", "m") if self.a is not None else ("codes", "s", "z"):
             more[k] = torch.cat([getattr(self, k), getattr(other, k)], dim=2)
         return self.but(**more, ends=self.ends + tuple(n + e for e in other.ends))
-
 
     def at(self, order: Tensor) -> ByChannel:
         """The tokens in another order [B, H, N], as one part; only where the tokens have grids."""
@@ -132,7 +132,10 @@ class ByToken(Codes):
 
     def numbers(self) -> Tensor:
         """[B, H, N, D] float32."""
-        x = unpack(self.codes, self.bits, self.channels) * self.a[..., None].float() + self.m[..., None].float()
+        x = (
+            unpack(self.codes, self.bits, self.channels) * self.a[..., None].float()
+            + self.m[..., None].float()
+        )
         x = x * self.s[:, :, None].float()
         return x if self.z is None else x + self.z[:, :, None].float()
 
@@ -199,7 +202,7 @@ def _bands(part: Tensor, see: Tensor, bands: Bands, fit: int) -> tuple[Tensor, T
     codes, grids, place = [], [], 0
     for count, bits in bands:
         some = part[..., place : place + count]
-        step, low = grid(some, bits, 3, fit=fit if bits < 3 else 0, shown=see)
+        step, low = grid(some, bits, 3, fit=_rounds(fit, bits), shown=see)
         codes.append(encode(some, step, low, bits).masked_fill_(~see, 0))
         grids.append(torch.stack([step[..., 0, :], low[..., 0, :]]))
         place += count
@@ -225,16 +228,24 @@ def by_token(
     return ByToken(codes=pack(q, bits), bits=bits, a=a, m=m, s=s, z=z)
 
 
-def keys_by_token(x: Tensor, shown: Tensor, bits: int, factors: Tensor, fit: int) -> ByChannel:
-    """Keys [B, H, N, D] / factors [B, H, D] with a grid for each token, packed channel by channel in one part."""
-    s = factors.half()
-    y = x.float().masked_fill(~shown[..., None], 0) / s.float()[:, :, None]
-    a, m = token_grid(y, shown, bits, fit, joined=False)
+def keys_by_token(
+    x: Tensor, shown: Tensor, bits: int, s: Tensor, fit: int, z: Tensor | None = None
+) -> ByChannel:
+    """Keys [B, H, N, D], less z, divided by s [B, H, D], with a grid for each token, packed by channel in one part."""
+    s, z = s.half()[:, :, None], None if z is None else z.half()[:, :, None]
+    y = x.float() if z is None else x.float() - z.float()
+    y = y.masked_fill(~shown[..., None], 0) / s.float()
+    a, m = token_grid(y, shown, bits, _rounds(fit, bits), joined=False)
     q = encode(y, a[..., None], m[..., None], bits).masked_fill(~shown[..., None], 0)
     bands = ((x.shape[3], bits),)
     return ByChannel(
-        codes=pack_bands(q[:, :, None], bands), ends=(x.shape[2],), bands=bands, s=s[:, :, None], a=a, m=m
+        codes=pack_bands(q[:, :, None], bands), ends=(x.shape[2],), bands=bands, s=s, z=z, a=a, m=m
     )
+
+
+def _rounds(fit: int, bits: int) -> int:
+    """Least squares cut off extremes, which in keys are often what queries look for: only where bits are few."""
+    return fit if bits < 3 else 0
 
 
 def token_grid(y: Tensor, shown: Tensor, bits: int, fit: int, joined: bool) -> tuple[Tensor, Tensor]:

@@ -192,6 +192,10 @@ class Entries:
         """Keys [B, H, T, D] and values [B, H, T, E] as numbers that can be computed with, in the order of `where`."""
         return self.keys, self.values
 
+    def plain(self) -> Entries:
+        """The same without packed tiers."""
+        return self
+
     def attend(self, queries: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
         """Attention of queries [B, H, N, D], those of a head's group one after the other: [B, H, N, E].
 

@@ -126,6 +126,7 @@ class LayerState:
     def compress(self, method: KVSelector, budget: Budget | None) -> None:
         """Keep what the method chooses within the budget, and free the rest."""
         x = self.judged().within_reach()
+        x = x if method.tiered else x.plain()
         self.entries = method.select(x, budget).held()
         self.memory, self.due = None, False
         self.spent = None if budget is None or budget.bytes is None else (budget.bytes, x.original)

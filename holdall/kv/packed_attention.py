@@ -126,7 +126,12 @@ def mix(codes, bits, weights, out, first, last):  # type: ignore[no-untyped-def]
 
 
 def attend(
-    keys: Tensor, values: Tensor, tiers: tuple[Tier, ...], queries: Tensor, more: Tensor | None, scale: float | None
+    keys: Tensor,
+    values: Tensor,
+    tiers: tuple[Tier, ...],
+    queries: Tensor,
+    more: Tensor | None,
+    scale: float | None,
 ) -> Tensor:
     """One softmax over entries in full [B, H, F, D] and packed tiers: [B, H, G, E], like the queries [B, H, G, D].
 
@@ -158,22 +163,30 @@ def _slice_scores(keys: ByChannel, asked: Tensor) -> Tensor:
     if keys.order is not None:
         asked = asked.gather(3, keys.order.long()[:, :, None].expand(b, h, g, d))
     w = asked[:, :, None] * keys.s.float()[:, :, :, None]  # [B, H, P, G, D]
-    more = torch.zeros(w.shape[:4]) if keys.z is None else asked @ keys.z.float().transpose(2, 3)
-    more = more if keys.z is None else more.transpose(2, 3)  # [B, H, P, G]
-    ends = np.array(keys.ends or (0,), np.int64)
-    if keys.s.shape[2] != len(ends):  # one grid for all parts
-        w, more = (t.expand(-1, -1, len(ends), *t.shape[3:]) for t in (w, more))
-    out = torch.empty(b, h, g, keys.count)
-    if keys.count:
-        bands = np.array(keys.bands, np.int64)
-        args = [np.ascontiguousarray(t.flatten(0, 1).numpy()) for t in (keys.codes, w, more)]
-        work = keys.count * d * b * h * g
-        by_heads(
-            scores, work, torch.get_num_threads(), args[0], bands, ends, args[1], args[2], out.flatten(0, 1).numpy()
-        )
+    low = torch.zeros(w.shape[:4])
+    if keys.z is not None:
+        low = (asked @ keys.z.float().transpose(2, 3)).transpose(2, 3)  # [B, H, P, G]
+    out = _products(keys, w, torch.zeros_like(low) if keys.a is not None else low)
     if keys.a is None or keys.m is None:
         return out
-    return out * keys.a[:, :, None].float() + w[:, :, 0].sum(-1, keepdim=True) * keys.m[:, :, None].float()
+    out *= keys.a[:, :, None].float()
+    out += w[:, :, 0].sum(-1, keepdim=True) * keys.m[:, :, None].float()
+    return out + low[:, :, 0, :, None]
+
+
+def _products(keys: ByChannel, w: Tensor, more: Tensor) -> Tensor:
+    """Factors times codes plus `more`, [B, H, G, N]."""
+    b, h, _, g, d = w.shape
+    out = torch.empty(b, h, g, keys.count)
+    if not keys.count:
+        return out
+    ends, bands = np.array(keys.ends, np.int64), np.array(keys.bands, np.int64)
+    if w.shape[2] != len(ends):  # one grid for all parts
+        w, more = (t.expand(-1, -1, len(ends), *t.shape[3:]) for t in (w, more))
+    codes, w_, more_ = (np.ascontiguousarray(t.flatten(0, 1).numpy()) for t in (keys.codes, w, more))
+    work, threads = keys.count * d * b * h * g, torch.get_num_threads()
+    by_heads(scores, work, threads, codes, bands, ends, w_, more_, out.flatten(0, 1).numpy())
+    return out
 
 
 def mixed_values(slices: tuple[ByToken, ...], weights: Tensor) -> Tensor:

@@ -38,9 +38,7 @@ def _loop(builder: Any, ptr: Any, num: Any, bits: int, groups: int, lanes: int) 
     mask = ir.Constant(whole, [(1 << bits) - 1] * lanes)
     with cgutils.for_range(builder, num["rows"], intp=_LONG) as loop:
         place = builder.add(num["at"], builder.mul(loop.index, num["stride"]))
-        source = builder.bitcast(
-            builder.gep(ptr["codes"], [place]), ir.VectorType(_BYTE, lanes).as_pointer()
-        )
+        source = builder.bitcast(builder.gep(ptr["codes"], [place]), ir.VectorType(_BYTE, lanes).as_pointer())
         loaded = builder.load(source)
         loaded.align = 1
         wide = builder.zext(loaded, whole)
@@ -63,7 +61,9 @@ def _loop(builder: Any, ptr: Any, num: Any, bits: int, groups: int, lanes: int) 
             target = builder.bitcast(builder.gep(ptr["out"], [at]), vector.as_pointer())
             old = builder.load(target)
             old.align = 4
-            put = builder.store(builder.fadd(old, builder.load(sums[i * groups + g]), flags=("fast",)), target)
+            put = builder.store(
+                builder.fadd(old, builder.load(sums[i * groups + g]), flags=("fast",)), target
+            )
             put.align = 4
 
 
@@ -91,7 +91,9 @@ def fold_lanes(
         ]
         num = {"at": args[1], "stride": args[2], "rows": args[3], "out_at": args[6], "width": args[10]}
         num |= {"factor_stride": ends[0], "out_stride": ends[1]}
-        case = builder.add(builder.mul(args[7], ir.Constant(_LONG, 1000)), builder.mul(args[8], ir.Constant(_LONG, 100)))
+        case = builder.add(
+            builder.mul(args[7], ir.Constant(_LONG, 1000)), builder.mul(args[8], ir.Constant(_LONG, 100))
+        )
         case = builder.add(case, args[9])
         for b in (1, 2, 4, 8):
             for g in range(1, MOST + 1):

@@ -111,9 +111,10 @@ def _attended(x: Entries, queries: Tensor) -> Tensor:
     asked = queries.reshape(b, h, -1, queries.shape[-1])
     scale = queries.shape[-1] ** -0.5 if x.scale is None else x.scale
     hidden = ~x.shown()
-    scores = asked @ x.keys.float().masked_fill(hidden[..., None], 0).transpose(2, 3) * scale
+    keys, values = x.dense()
+    scores = asked @ keys.float().masked_fill(hidden[..., None], 0).transpose(2, 3) * scale
     weights = scores.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
-    return weights @ x.values.float().masked_fill(hidden[..., None], 0)
+    return weights @ values.float().masked_fill(hidden[..., None], 0)
 
 
 def same(x: Entries, y: Entries) -> bool:
@@ -131,8 +132,17 @@ def fingerprint(x: Entries) -> bytes:
     digest = blake2b()
     for name, held in sorted(vars(x).items()):
         digest.update(name.encode())
-        digest.update(_raw(held) if isinstance(held, torch.Tensor) else repr(held).encode())
+        digest.update(_told(held))
     return digest.digest()
+
+
+def _told(held: Any) -> bytes:
+    """Every bit of a tensor, also of those in packed tiers."""
+    if isinstance(held, torch.Tensor):
+        return _raw(held)
+    if isinstance(held, tuple):
+        return b"".join(map(_told, held))
+    return b"".join(map(_told, vars(held).values())) if hasattr(held, "tensors") else repr(held).encode()
 
 
 def _raw(t: Tensor) -> bytes:

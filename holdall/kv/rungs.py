@@ -55,9 +55,7 @@ def _place_type(channels: int) -> torch.dtype:
     return torch.uint8 if channels <= 256 else torch.int32
 
 
-def channel_order(
-    x: Entries, queries: Tensor | None, at: Tensor | None, rung: Rung
-) -> Tensor | None:
+def channel_order(x: Entries, queries: Tensor | None, at: Tensor | None, rung: Rung) -> Tensor | None:
     """[B, H, D]: the channels by what an error in them does to scores, most first; None where all are of one width.
 
     That is the variance of the keys times the mean square of the queries.

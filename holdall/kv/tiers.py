@@ -38,7 +38,8 @@ class Tier:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Tier:
         return Tier(
-            keys=tuple(k.changed(change) for k in self.keys), values=tuple(v.changed(change) for v in self.values)
+            keys=tuple(k.changed(change) for k in self.keys),
+            values=tuple(v.changed(change) for v in self.values),
         )
 
     def joined(self, other: Tier) -> Tier:
@@ -50,11 +51,15 @@ class Tier:
 
     def sorted(self, order: Tensor) -> Tier:
         """In another order [B, H, N]."""
-        return Tier(keys=tuple(k.at(order) for k in self.keys), values=tuple(v.at(order) for v in self.values))
+        return Tier(
+            keys=tuple(k.at(order) for k in self.keys), values=tuple(v.at(order) for v in self.values)
+        )
 
     def numbers(self) -> tuple[Tensor, Tensor]:
         """Keys [B, H, N, D] and values [B, H, N, E], float32."""
-        return torch.cat([k.numbers() for k in self.keys], 3), torch.cat([v.numbers() for v in self.values], 3)
+        return torch.cat([k.numbers() for k in self.keys], 3), torch.cat(
+            [v.numbers() for v in self.values], 3
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,8 +106,10 @@ class Tiered(Entries):
 
     def packed(self) -> list[Tensor]:
         """Every tensor that is held beside the fields of all entries."""
-        return [t for tier in self.tiers for t in tier.tensors()] + ([] if self.which is None else [self.which]) + (
-            [] if self.heat is None else [self.heat]
+        return (
+            [t for tier in self.tiers for t in tier.tensors()]
+            + ([] if self.which is None else [self.which])
+            + ([] if self.heat is None else [self.heat])
         )
 
     def map(self) -> Tensor:

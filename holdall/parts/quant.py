@@ -55,7 +55,9 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The inverse of `pack`: uint8 [..., count]."""
     if packed.shape[-1] != width(count, bits):
         raise BadInput(
-            "packed codes", f"{packed.shape[-1]} bytes", f"{width(count, bits)} for {count} codes of {bits} bits"
+            "packed codes",
+            f"{packed.shape[-1]} bytes",
+            f"{width(count, bits)} for {count} codes of {bits} bits",
         )
     codes, start = torch.zeros((), dtype=torch.uint8, device=packed.device), 0
     for plane, low in _parts(bits):
@@ -88,7 +90,7 @@ def grid(
     x = x.float() if shown is None else x.float().masked_fill(~shown, 0)
     if not bool(torch.isfinite(x).all()):
         raise BadInput("numbers to quantise", "NaN or infinity", "finite numbers")
-    if x.shape[dim] == 0:
+    if x.numel() == 0:
         flat = x.new_zeros([1 if i == dim % x.ndim else n for i, n in enumerate(x.shape)])
         return flat.half() + _LEAST, flat.half()
     low, high = _span(x, dim, shown)
@@ -98,7 +100,7 @@ def grid(
     step = ((high - low) / top).clamp(min=_LEAST)
     for _ in range(fit):
         step, low = _least_squares(x, _codes(x, step, low, top), step, dim, shown)
-    if float(low.abs().max()) > _MOST or float(step.max()) > _MOST:
+    if bool((low.abs() > _MOST).any() or (step > _MOST).any()):
         raise BadInput("numbers to quantise", f"up to {float(x.abs().max()):.3g}", f"at most {_MOST:g}")
     return step.clamp(min=_LEAST).half(), low.half()
 
