@@ -88,6 +88,6 @@ def parts(worker: Worker) -> dict[str, Any]:
     rows.append({"name": "free", "kind": "free", "bytes": total - held - other})
     running, waiting = worker.load
     return {
-        "total": total, "limit": now.limit, "resident": worker.resident, "kv_full": now.kv_full,
+        "total": total, "limit": now.limit, "resident": worker.resident, "base": worker.base, "kv_full": now.kv_full,
         "running": running, "waiting": waiting, "parts": rows,
     }  # fmt: skip

@@ -175,7 +175,8 @@ class MemoryNow(BaseModel):
 
     total: int
     limit: int | None
-    resident: int
+    resident: int = Field(description="of the process, as the kernel counts it")
+    base: int = Field(description="of that, interpreter and libraries, which no limit counts")
     kv_full: int = Field(description="what the contexts would take if they were kept whole")
     running: int
     waiting: int
