@@ -13,6 +13,7 @@ from holdall.kv.entries import Entries
 from holdall.kv.h2o import H2O
 from holdall.kv.instinfer import InstInfer
 from holdall.kv.kvmerger import KVMerger
+from holdall.kv.mikv import MiKV
 from holdall.kv.none import Everything
 from holdall.kv.pages import Geometry
 from holdall.kv.prefixkv import PrefixKV
@@ -20,6 +21,7 @@ from holdall.kv.random import Random
 from holdall.kv.recent import Recent
 from holdall.kv.snapkv import SnapKV
 from holdall.kv.vattention import VAttention
+from holdall.kv.zipcache import ZipCache
 
 __all__ = [
     "APE",
@@ -31,9 +33,11 @@ __all__ = [
     "InstInfer",
     "KVMerger",
     "KVSelector",
+    "MiKV",
     "PrefixKV",
     "Random",
     "Recent",
     "SnapKV",
     "VAttention",
+    "ZipCache",
 ]
