@@ -120,7 +120,7 @@ def decode(lengths: tuple[int, ...] = (64, 256, 1024, 2040)) -> dict[str, dict[s
 def mapping() -> dict[str, dict[str, float]]:
     """Milliseconds that a step waits for a new block, and with the thread ahead of it."""
     rows = {}
-    for page in (4 << 10, 16 << 10, 64 << 10, 256 << 10, 2 << 20):
+    for page in (4 << 10, 16 << 10, 64 << 10, 256 << 10):
         for ahead in (False, True):
             with VAttention(slots=B, length=S, page=page, background=ahead).open(SMOLLM2) as slots:
                 waits, tokens = [], max(1, page // SMOLLM2.row)

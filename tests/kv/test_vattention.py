@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from holdall import BadInput, BudgetError
+from holdall.checks import runtime
+from holdall.cli.run import kv_method
 from holdall.kv import Geometry, VAttention
-from holdall.kv.slot_load import Arrival, arrivals, follow, replay, within
+from holdall.kv.slot_load import Arrival, arrivals, follow, measure, replay, within
 from holdall.kv.slots import Slots
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps pages with Linux's calls")
@@ -298,6 +302,64 @@ def test_sliced_tensors_need_smaller_blocks() -> None:
         assert together.keys[5].shape == apart.keys[5].shape and together.keys[5].stride(1) == 16 * 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class Greedy(VAttention):
+    """Ignores its budget."""
+
+    def open(self, artefact: Geometry, budget: Any = None) -> Slots:
+        return super().open(artefact, None)
+
+
+class Lasting(Slots):
+    """Gives nothing back."""
+
+    def close(self) -> None:
+        self._open = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaky(VAttention):
+    """Opens slots that last."""
+
+    def open(self, artefact: Geometry, budget: Any = None) -> Slots:
+        kept.append(Lasting(self, artefact, self.whole(artefact)))
+        return kept[-1]
+
+
+kept: list[Slots] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(VAttention):
+    """Goes on where the kernel has no memory left, as if it had been given some."""
+
+    def open(self, artefact: Geometry, budget: Any = None) -> Slots:
+        slots = super().open(artefact, budget)
+        real = slots.pool.grow
+
+        def grow(slot: int, blocks: int) -> None:
+            with suppress(OSError):
+                real(slot, blocks)
+
+        slots.pool.grow = grow  # type: ignore[method-assign]
+        return slots
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "told"),
+    [
+        (Greedy, runtime.check_budget_is_kept, "bytes for"),
+        (Leaky, runtime.check_closing_gives_the_memory_back, "after it was closed"),
+        (Careless, runtime.check_a_page_that_cannot_be_had_is_an_error_and_no_leak, "swallowed"),
+    ],
+)
+def test_the_checks_of_runtimes_catch_those_that_break_them(cls: Any, check: Any, told: str) -> None:
+    with pytest.raises(AssertionError, match=told):
+        check(cls)
+    while kept:
+        kept.pop().pool.close()
+
+
 def test_mistakes_are_told() -> None:
     with small() as slots:
         for wrong in ([S + 1], [-1], [1] * (B + 1)):
@@ -318,3 +380,15 @@ def test_mistakes_are_told() -> None:
     assert caught.value.least == 4 * PAGE
     with pytest.raises(BadInput):
         Geometry(layers=0, heads=1, dim=1)
+    with pytest.raises(BadInput, match="selector"):  # it holds contexts of many requests, not a part of one
+        kv_method("kv.vattention", None, [])
+
+
+@pytest.mark.slow
+def test_measuring_it_counts_what_the_kernel_holds() -> None:
+    report = measure(VAttention(), "35%", quick=True)
+    static, ours = report.rows["static"], report.rows["kv.vattention"]
+    assert ours["needed_bytes"] <= ours["resident_bytes"] <= 0.35 * static["resident_bytes"]
+    assert static["resident_bytes"] == VAttention().whole(Geometry(layers=30, heads=3, dim=64))
+    with pytest.raises(BudgetError):
+        measure(VAttention(), "1%", quick=True)
