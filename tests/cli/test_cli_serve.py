@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
-from server.models import write_tiny  # noqa: E402
+from server.models import write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["--memory", "25%"], "bytes"),
         (["--context", "9999"], "512"),
         (["--with", "logs.zstd"], "kv"),
+        (["--with", "kv.vattention"], "selector"),
         (["--windwo", "3"], "--windwo"),
         (["--host", "no.such.host.invalid"], "--host"),
         (["--body", "half"], "budget"),
