@@ -62,7 +62,7 @@ class PrefixKV(KVSelector):
         >>> method, total = PrefixKV(inner=EMS(window=8)), 16_000
         >>> shares = method.share(layers, total)
         >>> [method.select(x, n).count for x, n in zip(layers, shares)], sum(shares) <= total
-        ([64, 30], True)
+        ([69, 33], True)
 
     Paper: 078, Wang et al., PrefixKV, NeurIPS 2025
     Test: tests/kv/test_prefixkv.py
@@ -83,7 +83,7 @@ class PrefixKV(KVSelector):
     start: int = knob(4, "first tokens that stay", unit="tokens", other=64)
     window: int = knob(32, "last queries that judge", unit="tokens", other=8)
     probes: float = knob(0.0, "share of the earlier queries, by lot", unit="share", paper=1.0, other=1.0)
-    normal: bool = knob(False, "divide by how many queries can see the entry", other=True)
+    normal: bool = knob(False, "divide by how many queries can see it", other=True, at={"probes": 1.0})
     distance: int = knob(-25, "where one goes for each generated, from the prompt's end", other=-1)
 
     def __post_init__(self) -> None:
