@@ -8,6 +8,7 @@ must not be written: the kernel would then put a page there that nobody counted.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="kv")
 
-SMALLEST, LARGEST = 4 << 10, 2 << 20  # bytes of a page group: one page of the processor, one huge page
+SMALLEST = max(4 << 10, mmap.PAGESIZE)  # bytes of a page group: one page of the processor,
+LARGEST = 2 << 20  # one huge page
 
 _PRIVATE, _SHARED = 0x02, 0x01  # of mmap on Linux, where Python has no name for them all
 _FIXED, _ANONYMOUS, _NORESERVE = 0x10, 0x20, 0x4000
@@ -49,8 +51,17 @@ class Region:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._skipped = -start % page
         self.start = start + self._skipped
-        _call("madvise", self.start, nbytes, _HUGEPAGE if page == LARGEST else _NOHUGEPAGE)
-        _call("madvise", self.start, nbytes, _WIPEONFORK)
+        self._advise(0, nbytes)
+
+    def _advise(self, offset: int, nbytes: int) -> None:
+        for advice in (_HUGEPAGE if self.page == LARGEST else _NOHUGEPAGE, _WIPEONFORK):
+            try:
+                _call("madvise", self.start + offset, nbytes, advice)
+            except (
+                OSError
+            ) as fault:  # a kernel that does not know it has no huge pages, or is older than 4.14
+                if fault.errno != errno.EINVAL:
+                    raise
 
     def tensor(self, dtype: torch.dtype) -> torch.Tensor:
         """All of it, flat. It keeps the addresses alive, also after `close`."""
@@ -80,8 +91,7 @@ class Region:
     def hide(self, offset: int, nbytes: int) -> None:
         """Take shown pages away; the part is then private and unmapped again."""
         _place(self.start + offset, nbytes, _PRIVATE | _ANONYMOUS | _NORESERVE, -1, 0)
-        _call("madvise", self.start + offset, nbytes, _HUGEPAGE if self.page == LARGEST else _NOHUGEPAGE)
-        _call("madvise", self.start + offset, nbytes, _WIPEONFORK)
+        self._advise(offset, nbytes)
 
     def read(self, offset: int, nbytes: int) -> memoryview:
         """What stands there, without a copy."""
