@@ -6,6 +6,7 @@ channels of many consecutive tokens. New tokens wait in a buffer until they fill
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class Drive:
             spec["columns"] * self.dtype.itemsize
         )  # tokens of a channel-indexed page
         self.layers = [_Layer(self) for _ in range(spec["layers"])]
+        self.cpu_seconds = 0.0  # of answering
         self.counts = dict.fromkeys(
             (
                 "channel_pages",
@@ -48,18 +50,24 @@ class Drive:
 
     def attend(self, layer: int, queries: np.ndarray) -> np.ndarray:
         """What the queries [B, H, G, D] get, [B, H, G, D] float32."""
-        x, before = self.layers[layer], self.flash.read_by_lane.copy()
+        x, before, start = self.layers[layer], self.flash.read_by_lane.copy(), time.process_time()
         out = np.empty(queries.shape, np.float32)
         for b in range(self.rows):
             for h in range(self.heads):
                 out[b, h] = x.attend(b, h, queries[b, h].astype(np.float32))
+        self.cpu_seconds += time.process_time() - start
         self.counts["steps"] += 1
         self.counts["busiest_pages"] += int((self.flash.read_by_lane - before).max())
         return out
 
-    def traffic(self) -> dict[str, int]:
+    def traffic(self) -> dict[str, float]:
         pages = self.counts["channel_pages"] + self.counts["key_pages"] + self.counts["value_pages"]
-        return {**self.counts, "pages_read": pages, "pages_written": self.flash.written}
+        return {
+            **self.counts,
+            "pages_read": pages,
+            "pages_written": self.flash.written,
+            "cpu_seconds": self.cpu_seconds,
+        }
 
     def close(self) -> None:
         self.flash.close()

@@ -10,6 +10,8 @@ import numpy as np
 
 from holdall.errors import BadInput
 
+PIECE = 512  # tokens of a prompt that are on their way to a drive at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

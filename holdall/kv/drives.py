@@ -13,7 +13,7 @@ import numpy as np
 from holdall.errors import BadInput
 from holdall.kinds import Session
 from holdall.kv.drive import TYPES
-from holdall.kv.drive_model import Task
+from holdall.kv.drive_model import PIECE, Task
 from holdall.kv.link import Link
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class Drives(Session):
         k, v = k.astype(kind), v.astype(kind)
         for link, part in zip(self.links, self.heads, strict=True):
             if q is None:
-                link.tell("append", k[:, part], v[:, part], layer=layer)
+                for at in range(0, k.shape[2], PIECE):
+                    some = slice(at, at + PIECE)
+                    link.tell("append", k[:, part, some], v[:, part, some], layer=layer)
             else:
                 link.settle()
                 link.tell("attend", q[:, part].astype(kind), k[:, part], v[:, part], layer=layer)

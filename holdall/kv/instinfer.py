@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from holdall.budget import Budget
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Runtime, Spend
-from holdall.kv.drive_model import Task
+from holdall.kv.drive_model import PIECE, Task
 from holdall.method import Paper, knob
 
 if TYPE_CHECKING:
@@ -114,20 +114,17 @@ class InstInfer(Runtime):
         spend, least = Budget.parse(budget), self.least(artefact)
         if spend is not None and (limit := spend.limit(self.whole(artefact))) < least:
             raise BudgetError(
-                limit, least, who=self.full_name(), why="what waits for pages, and one layer on its way"
+                limit, least, who=self.full_name(), why="what waits for pages, and one head at work"
             )
         return Drives(self, artefact)
 
     def least(self, task: Task) -> int:
-        """Bytes that the drives hold at most: buffers of all layers, a prompt's layer on its way, one head at work."""
-        item = self.bits // 8
-        waiting = self.page // item * (1 + task.dim // self.columns)  # numbers of a head that wait for pages
-        layer = 2 * task.rows * task.heads * task.length * task.dim * item
-        return (
-            task.layers * task.rows * task.heads * 2 * waiting * item
-            + 4 * layer
-            + 16 * task.length * task.dim
-        )
+        """Bytes that the drives hold at most: buffers of all layers, a piece of a prompt, one head at work."""
+        item, columns = self.bits // 8, self.columns if self.copy else task.dim
+        waiting = self.page // item * (1 + task.dim // columns)  # numbers of a head that wait for pages
+        heads = task.rows * task.heads
+        piece = 8 * heads * PIECE * task.dim * item
+        return task.layers * heads * waiting * item + piece + 24 * task.length * task.dim + (1 << 20)
 
     def whole(self, artefact: Task) -> int:
         """Bytes of all keys and values, in memory."""

@@ -51,14 +51,14 @@ def test_documents_are_read_once_and_asked_together(
     file, mine = tmp_path / "docs.hold", models / "mine"
     told = json.loads(call("cache", "add", *docs[:2], "--model", mine, "-o", file, "--json").out)
     assert [d["read"] for d in told["documents"]] == [True, True] and told["bytes"] == file.stat().st_size
-    more = call("cache", "add", *docs, "--model", mine, "-o", file, "--temperature", "0.8").out
+    more = call("cache", "add", *docs, "--model", mine, "-o", file, "--temperature", "0.7").out
     assert [line.split("tokens  ")[1] for line in more.splitlines()[:3]] == [
         "there already",
         "there already",
         "read",
     ]
     with Packed.open(str(file)) as packed:
-        assert packed.meta["method"]["temperature"] == 0.8
+        assert packed.meta["method"]["temperature"] == 0.7
     listed = json.loads(call("cache", "list", file, "--json").out)["documents"]
     assert [d["document"] for d in listed] == docs
     assert all(

@@ -226,6 +226,32 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.parametrize("dense", [256, 10**6])
+def test_drives_hold_no_more_than_the_least_that_they_name(dense: int) -> None:
+    """The process's own peak, while it stores a prompt of 8,000 tokens and answers; less than the context takes."""
+    task, method = Task(layers=4, heads=4, dim=64, length=8192), InstInfer(dense=dense)
+    least = method.least(task)
+    assert least < method.whole(task)
+    lot = np.random.default_rng(0)
+    with method.open(task, least) as drive:
+        before = memory(processes(drive)[0], "VmRSS")
+        keys, values = lot.normal(size=(2, 1, 4, 8000, 64))
+        for layer in range(4):
+            drive.step((layer, None, keys, values))
+        for layer in range(4):
+            drive.step((layer, lot.normal(size=(1, 4, 3, 64)), *lot.normal(size=(2, 1, 4, 1, 64))))
+        assert memory(processes(drive)[0], "VmHWM") - before < least
+    with pytest.raises(BudgetError) as refused:
+        method.open(task, least - 1)
+    assert refused.value.least == least
+
+
+def memory(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
 def test_a_drive_that_dies_is_one_error_and_closing_ends_all() -> None:
     keys, values, q, k, v = case(300)
     drive = InstInfer(drives=2).open(Task(layers=1, heads=2, dim=64))
