@@ -105,7 +105,7 @@ class PrefixKV(KVSelector):
         return self.inner is None or self.inner.follows
 
     @property
-    def tiered(self) -> bool:
+    def tiered(self) -> bool:  # type: ignore[override]
         return self.inner is not None and self.inner.tiered
 
     @property
