@@ -63,7 +63,7 @@ class ZipCache(KVSelector):
         >>> keys, values, queries = torch.randn(3, 1, 2, 400, 64).bfloat16().unbind(0)
         >>> small = ZipCache().select(Entries(keys=keys, values=values, queries=queries), "25%")
         >>> small.count, [t.count for t in small.tiers], small.nbytes <= 0.25 * 400 * 2 * 2 * 64 * 2
-        (400, [233, 147], True)
+        (400, [242, 138], True)
 
     Paper: 061, He et al., ZipCache: Accurate and Efficient KV Cache Quantization with Salient Token Identification,
     NeurIPS 2024
@@ -190,7 +190,7 @@ class ZipCache(KVSelector):
 
     def _moved(self, x: Tiered, score: Tensor, share: float) -> Tiered:
         """What came since the last time is packed; score [B, H, F] is of what stands in full."""
-        free = movable(x, self.sinks, self.recent)
+        free = movable(x, self.sinks + self.heavy, self.recent)
         top = best(score.masked_fill(~free, -torch.inf), round(share * int(free[0, 0].sum())))
         return extend(x, torch.where(free, torch.where(top, 1, 2), 0), partial(self._made, x, self._own()))
 
