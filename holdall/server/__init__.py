@@ -4,7 +4,8 @@
     alone      that, over `holdall.engine.Engine`: one answer at a time, any kv method and budget
     batched    that, over `holdall.batching.Batch`: many answers at a time, contexts kept whole
     room       how much memory there is beside the weights, and what is in it
-    worker     the one thread that generates, the bounded queue before it, and tickets for those who wait
+    worker     the one thread that generates, and the bounded queue before it
+    ticket     a request's place in the queue
     answer     from tokens to text, up to a stop string
     service    requests to jobs: models, limits, tokens
     schemas    what requests and answers look like

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import Any
 
@@ -67,6 +68,15 @@ def of(fault: BaseException) -> Refusal:
         return too_long(f"this does not fit into the memory: {fault}", "messages")
     if isinstance(fault, BadInput):
         return Refusal(400, str(fault), "invalid_value", fault.what)
-    if isinstance(fault, MemoryError):
+    if _no_memory(fault):
         return Refusal(503, "out of memory; try a shorter prompt, or later", "out_of_memory", retry_after=5)
     return Refusal(500, "the server failed to answer this request", "internal_error")
+
+
+def _no_memory(fault: BaseException) -> bool:
+    """As Python, torch's allocator and the kernel say it."""
+    if isinstance(fault, OSError):
+        return fault.errno == errno.ENOMEM
+    return isinstance(fault, MemoryError) or (
+        isinstance(fault, RuntimeError) and "allocate memory" in str(fault)
+    )

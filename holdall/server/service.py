@@ -14,7 +14,8 @@ from holdall.errors import BadInput, BudgetError
 from holdall.server import faults, schemas
 from holdall.server.faults import Refusal
 from holdall.server.protocol import Job, Runner
-from holdall.server.worker import Ticket, Told, Worker
+from holdall.server.ticket import Ticket, Told
+from holdall.server.worker import Worker
 
 
 @dataclass(frozen=True)

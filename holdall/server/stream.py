@@ -17,7 +17,7 @@ from holdall.server import faults, schemas
 from holdall.server.faults import Refusal
 from holdall.server.metrics import Metrics
 from holdall.server.service import Service
-from holdall.server.worker import Ticket, Told
+from holdall.server.ticket import Ticket, Told
 
 
 @asynccontextmanager

@@ -9,56 +9,19 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from holdall.meter import resident_bytes
 from holdall.server import faults
 from holdall.server.answer import Answer
 from holdall.server.protocol import Event, Job, Memory, Runner
+from holdall.server.ticket import Counts, Ticket, Told
 
 if TYPE_CHECKING:
     from holdall.dropins.tokenizer import Tokenizer
 
 _LOG = logging.getLogger("holdall.server")
 _EVERY = 0.1  # seconds between two readings of the memory
-
-
-@dataclass(frozen=True)
-class Told:
-    """A piece of an answer, its end, or why there is none."""
-
-    text: str = ""
-    end: str | None = None
-    fault: faults.Refusal | None = None
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request's place in the queue, and what it is told from there on. Made and read on the event loop."""
-
-    key: int
-    job: Job
-    answer: Answer
-    loop: asyncio.AbstractEventLoop
-    deadline: float
-    news: asyncio.Queue[Told] = field(default_factory=asyncio.Queue)
-    born: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    first: float = 0.0
-    done: float = 0.0
-
-
-@dataclass
-class Counts:
-    """What went by since the server started."""
-
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    answered: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    refused: int = 0
 
 
 class Worker:
@@ -142,6 +105,13 @@ class Worker:
         return len(self._running), len(self._waiting)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:  # a fault of the server itself: nobody must wait for a thread that is gone
+            self._stopping = True
+            self.abandon(faults.stopping())
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 while not (self._ended or self._dropped or self._waiting or self._running):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -165,6 +166,58 @@ def test_shutdown_ends_with_a_proper_error(slow: Any) -> None:
         assert told[0].status_code == 503 and told[0].json()["error"]["code"] == "shutting_down"
         served.thread.join(10)
         assert not served.thread.is_alive() and time.monotonic() - start < 5
+
+
+def test_a_second_signal_ends_answers_at_once(slow: Any) -> None:
+    with serving(*slow, grace=60) as served:
+        stream = begun(served)
+        start = time.monotonic()
+        served.server.handle_exit(signal.SIGINT, None)
+        eventually(lambda: not served.service.worker.alive)
+        served.server.handle_exit(signal.SIGINT, None)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        served.thread.join(10)
+        assert not served.thread.is_alive() and time.monotonic() - start < 5
+
+
+def test_a_client_that_does_not_read_is_let_go(slow: Any) -> None:
+    """The network takes nothing more: after `idle` seconds the answer is given up, and its memory is free."""
+    from holdall.server.metrics import Metrics
+    from holdall.server.schemas import ChatRequest
+    from holdall.server.stream import EventStream, Form
+
+    async def stuck(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def silent() -> Any:
+        await asyncio.Event().wait()
+
+    async def answer(service: Any) -> None:
+        ticket = await service.begin(ChatRequest.model_validate(ASK))
+        news = await service.told(ticket)
+        stream = EventStream(service, ticket, news, Form(service, True), False, Metrics(service.worker))
+        await stream({}, silent, stuck)
+
+    with serving(*slow, idle=0.3) as served:
+        asyncio.run(asyncio.wait_for(answer(served.service), 10))
+        eventually(lambda: served.service.worker.load == (0, 0))
+        assert served.service.worker.counts.cancelled == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_engine_thread_is_told(slow: Any) -> None:
+    """What must not happen, a fault outside of any request, ends in 503 and not in silence."""
+    runner, tokenizer = slow
+    with serving(runner, tokenizer) as served:
+        stream = begun(served)
+        runner.memory = lambda: 1 / 0
+        with pytest.raises(openai.APIError):
+            list(stream)
+        eventually(lambda: httpx.get(f"{served.url}/health").status_code == 503)
+        with pytest.raises(openai.InternalServerError):
+            served.client().chat.completions.create(**ASK)
 
 
 @pytest.mark.slow
