@@ -146,8 +146,8 @@ def serving(net: Any, ids: list[int], sizes: tuple[int, ...], new: int) -> dict[
     for _ in range(2):
         for n in sizes:
             batch = Batch.open(net, slots=n, length=512)
-            for i in range(n):
-                batch.submit(i, Request(ids[64 * i : 64 * i + 64], n + new))  # n steps go by until all are read
+            for i in range(n):  # n steps go by until all are read
+                batch.submit(i, Request(ids[64 * i : 64 * i + 64], n + new))
             first: set[Any] = set()
             while len(first) < n:
                 first |= {given.key for given in batch.step()}
