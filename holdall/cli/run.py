@@ -63,7 +63,9 @@ def run(
     question = _asked(prompt)
     libraries(model)
     with Meter() as meter:
-        engine = Engine.open(model, memory, method, kv) if contexts is None else _over(model, contexts, memory)
+        engine = (
+            Engine.open(model, memory, method, kv) if contexts is None else _over(model, contexts, memory)
+        )
         answer = []
         for piece in engine.generate(question, max_new_tokens, temperature, seed):
             answer.append(piece)

