@@ -40,8 +40,8 @@ class Chooser:
         chances = torch.softmax((scores - scores.max()) / self.temperature, dim=-1)
         if self.top_p < 1:
             likely, order = chances.sort(descending=True)
-            before = likely.cumsum(0) - likely
-            chances = chances.index_fill(0, order[before >= self.top_p], 0.0)
+            before = likely.cumsum(0)[:-1]
+            chances = chances.index_fill(0, order[1:][before >= self.top_p], 0.0)  # the best one always stays
         return int(torch.multinomial(chances, 1, generator=self._random))
 
 

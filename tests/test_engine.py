@@ -78,6 +78,10 @@ def test_sampling_draws_with_the_right_chances() -> None:
     drawn = torch.bincount(torch.tensor([choose(scores) for _ in range(4000)]), minlength=3) / 4000
     assert torch.allclose(drawn, torch.tensor([0.1, 0.2, 0.7]), atol=0.03)
     assert Chooser()(scores) == 2
+    choose = Chooser(temperature=2.0, seed=0, top_p=0.8)  # 0.7 is not yet 0.8, so the second stays too
+    drawn = torch.bincount(torch.tensor([choose(scores) for _ in range(4000)]), minlength=3) / 4000
+    assert torch.allclose(drawn, torch.tensor([0.0, 2 / 9, 7 / 9]), atol=0.03)
+    assert {Chooser(temperature=2.0, seed=s, top_p=5e-324)(scores) for s in range(9)} == {2}
 
 
 def test_text_comes_in_whole_characters(engine: Engine) -> None:

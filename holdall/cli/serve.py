@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,36 +67,50 @@ def serve(
     `holdall serve small.hold --memory 2GB --kv 25% --with kv.snapkv` listens on http://127.0.0.1:8000.
     Options of the kv method are its fields, as with pack. Ctrl-C lets answers finish.
     """
-    from holdall.budget import Budget
     from holdall.cli.knobs import separate
     from holdall.cli.run import kv_method
-    from holdall.engine_plan import libraries
     from holdall.errors import BadInput
-    from holdall.optional import need
 
     words, options = separate(called.args)
     if words:
         raise BadInput("argument", words[0], "one model")
-    method = kv_method(with_, kv, options)
-    most = Budget.parse(body)
-    if most is None or most.bytes is None:
-        raise BadInput("--body", body, 'bytes ("1MB")')
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        need(package, "serve")
-    libraries(model)
-    from holdall.server import run
-    from holdall.server.service import Service, Settings
-
-    settings = Settings(
+    method, most = kv_method(with_, kv, options), _bytes(body)
+    settings = _settings(model)(
         name=name or Path(model.rstrip("/")).stem, api_key=api_key, host=host, queue=queue, answer=answer,
-        temperature=temperature, timeout=timeout, idle=idle, grace=grace, body=most.bytes,
+        temperature=temperature, timeout=timeout, idle=idle, grace=grace, body=most,
     )  # fmt: skip
+    from holdall.server import run
+    from holdall.server.service import Service
+
     with run.listen(host, port) as listener:
         runner, engine, base = run.open_runner(model, memory, method, kv, context, slots)
         quality = run.known(engine, model, kv, report)
         service = Service(runner, engine.tokenizer, settings, base)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         run.serve(service, quality, listener, lambda: _ready(address, settings.name, runner.context, json))
+
+
+def _bytes(text: str) -> int:
+    from holdall.budget import Budget
+    from holdall.errors import BadInput
+
+    most = Budget.parse(text)
+    if most is None or most.bytes is None:
+        raise BadInput("--body", text, 'bytes ("1MB")')
+    return most.bytes
+
+
+def _settings(model: str) -> Any:
+    """What settings are made with, once everything that serving that model needs is there."""
+    from holdall.engine_plan import libraries
+    from holdall.optional import need
+
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        need(package, "serve")
+    libraries(model)
+    from holdall.server.service import Settings
+
+    return Settings
 
 
 def _ready(address: str, name: str, context: int, as_json: bool) -> None:

@@ -46,6 +46,7 @@ def create(service: Service, quality: dict[str, Any]) -> ASGIApp:
     app = HoldallApp(title="Holdall", version=__version__, docs_url=None, redoc_url=None, responses=_FAULTS)
     metrics = Metrics(service.worker)
     _answers(app, service, metrics)
+    _models(app, service)
     _around(app, service, metrics, quality)
     _handlers(app)
     settings = service.settings
@@ -83,6 +84,8 @@ def _answers(app: FastAPI, service: Service, metrics: Metrics) -> None:
         """Go on with a text."""
         return await answer(body, request)
 
+
+def _models(app: FastAPI, service: Service) -> None:
     def told() -> schemas.Model:
         return schemas.Model(
             id=service.settings.name, created=service.created, context=service.runner.context

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import uvicorn
 
+from holdall.budget import Budget
 from holdall.engine import Engine
-from holdall.errors import BadInput
+from holdall.errors import BadInput, human_bytes
 from holdall.kinds import Spend
 from holdall.kv.base import KVSelector
 from holdall.meter import resident_bytes
@@ -55,6 +57,11 @@ def open_runner(
     Contexts that are kept whole stand in mapped slots, and their answers are given together; a kv method judges one
     context at a time, and slots are mapped with Linux's calls.
     """
+    asked, free = Budget.parse(memory), psutil.virtual_memory().available
+    if asked is not None and asked.bytes is not None and asked.bytes > free:
+        raise BadInput(
+            "memory", human_bytes(asked.bytes), f"at most the {human_bytes(free)} that are free here"
+        )
     base = resident_bytes()
     engine = Engine.open(path, memory, kv, budget)
     if kv is None and slots > 1 and sys.platform.startswith("linux"):

@@ -24,6 +24,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         (["--memory", "1MB"], "the least that"),
         (["--memory", "25%"], "bytes"),
+        (["--memory", "900TB"], "free here"),
         (["--context", "9999"], "512"),
         (["--with", "logs.zstd"], "kv"),
         (["--with", "kv.vattention"], "selector"),
