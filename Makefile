@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
-BENCHES := logs weights kv serve
+BENCHES := logs weights kv vattention serve
 
 .PHONY: demo test lint format bench docs clean $(addprefix bench-,$(BENCHES))
 
