@@ -7,13 +7,12 @@ widths; values token by token, with grids (a, m). Either may have the other's fa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from holdall.optional import lazy
-from holdall.parts.quant import encode, grid, pack, unpack, width
+from holdall.parts.quant import cut, encode, grid, lengths, pack, unpack, width
 
 if TYPE_CHECKING:
     import torch
@@ -148,21 +147,6 @@ class ByToken(Codes):
         """The tokens in another order [B, H, N]; only where every head has its own grids."""
         codes = self.codes.gather(2, order[..., None].expand_as(self.codes))
         return self.but(codes=codes, a=self.a.gather(2, order), m=self.m.gather(2, order))
-
-
-def cut(count: int, group: int) -> list[int]:
-    """The ends of parts of `group` tokens; what is left over makes a part of its own, or lengthens the last."""
-    ends = list(range(group, count + 1, group))
-    if ends and count - ends[-1] <= group // 2:
-        ends[-1] = count
-    elif not ends or ends[-1] < count:
-        ends.append(count)
-    return ends if count else []
-
-
-def lengths(ends: Sequence[int]) -> list[int]:
-    """Of parts that end there."""
-    return [end - start for start, end in pairwise((0, *ends))]
 
 
 def channel_bytes(count: int, channels: int, bands: Bands, group: int) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from holdall.budget import Budget
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
-from holdall.kv.base import KVSelector
 from holdall.kv.balance import balance, behind_of, tokenwise, tokenwise_bytes
+from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.kv.snapkv import SnapKV
 from holdall.kv.tiering import best, edges, extend, most, movable, places, split, where_in_full
@@ -33,10 +33,9 @@ class MiKV(KVSelector):
     """Keeps the important tokens as they are and all others in two to four bits: nothing is forgotten.
 
     The attention that a token got so far says how important it is, as for `kv.h2o`; but what that drops is packed
-    here: token by token, with a low and a step for each head. Before, each channel of the keys is divided by what the
-    queries can bear ("balancer"), so that a few large channels do not spoil the steps of all. A new token comes in in
-    full, and when there are too many the least important is packed. Good where later questions may ask for anything.
-    Poor below about 20 % of 16-bit bytes: a grid a token costs half a bit a number, and `kv.zipcache` wastes less.
+    here, with a grid for each token and head, after its keys' channels were balanced by those of the queries. A new
+    token comes in in full, and where there are too many the least important is packed. Good where later questions may
+    ask for anything. Poor below a quarter of the 16-bit bytes, where `kv.zipcache` holds on.
 
     Shapes: keys, values [B, H, T, D]; queries [B, G*H, T, D]; scores, mass [B, H, T].
     Cost: the attention of the whole prompt once more, in blocks; for each new token its scores over all entries once
@@ -53,9 +52,8 @@ class MiKV(KVSelector):
         fit: rounds of least squares for each grid; 0 spans from least to largest (paper: 0)
         gap: tokens by which a budget may be passed before tokens are packed (paper: 0)
         oracle: another method of the room that says what is important in a prompt (paper: any)
-    Differs from the paper: the budget solves the share of important tokens. Query heads that share keys add up, and
-    balance together. Grids are fitted by least squares. With high=8 tokens that were once important stay in 8 bits.
-    Where a later turn asks for less than what is packed already, everything is packed anew from its packed form.
+    Differs from the paper: where the knobs say so. A budget solves the ratio. Query heads that share keys add up and
+    balance together. With high=8 what was once important stays in 8 bits. A later turn that asks for less packs anew.
     Example:
         >>> import torch
         >>> from holdall.kv import Entries, MiKV
@@ -90,18 +88,14 @@ class MiKV(KVSelector):
     sinks: int = knob(4, "first tokens that stay in full", unit="tokens", other=1)
     recent: int = knob(16, "latest tokens that stay in full", unit="tokens", other=4)
     fit: int = knob(3, "rounds of least squares for a grid; 0 spans all", unit="rounds", paper=0, other=0)
-    gap: int = knob(
-        8, "tokens too many before some are packed", unit="tokens", paper=0, other=0, changes="nothing"
-    )
-    oracle: KVSelector | None = knob(None, "what says which tokens are important", other=SnapKV())
+    gap: int = knob(8, "tokens too many before some are packed", paper=0, other=0, changes="nothing")
+    oracle: KVSelector | None = knob(None, "what says which tokens are important", other=SnapKV())  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if self.low not in _LOW or self.high not in _HIGH:
             raise BadInput("bits", f"low {self.low}, high {self.high}", f"low of {_LOW}, high of {_HIGH}")
-        if not 0 <= self.ratio <= 1:
-            raise BadInput("ratio", self.ratio, "a share from 0 to 1")
-        if min(self.sub, self.sinks, self.recent, self.fit, self.gap) < 0:
-            raise BadInput("knobs", self, "no negative numbers")
+        if not 0 <= self.ratio <= 1 or min(self.sub, self.sinks, self.recent, self.fit, self.gap) < 0:
+            raise BadInput("knobs", str(self), "a ratio from 0 to 1, and no negative numbers")
 
     def asks(self, tokens: int) -> tuple[int, float]:
         return tokens, 0.0  # the balancer is of the whole prompt too
@@ -120,8 +114,7 @@ class MiKV(KVSelector):
         return self._judged(x, self.heat(x)) if self.oracle is None else self.oracle.score(x)
 
     def _judged(self, x: Entries, heat: Tensor) -> Tensor:
-        at = x.query_columns()
-        found = heat / looks(at, x.where()).clamp(min=1) if self.normalise else heat
+        found = heat / looks(x.query_columns(), x.where()).clamp(min=1) if self.normalise else heat
         return found.masked_fill(~x.shown(), -torch.inf)
 
     def smallest(self, x: Entries) -> int:
@@ -132,9 +125,8 @@ class MiKV(KVSelector):
         (b, h, t), d, e = x.shape, x.keys.shape[3], x.values.shape[3]
         edge = min(x.count, self.sinks + self.recent)
         full = edge + (important if self.high == 16 else 0)
-        head = tokenwise_bytes(x, t - edge - important, low, self.sub) + 4 * (d + e) * (
-            1 + self.centred
-        )  # of two tiers
+        head = tokenwise_bytes(x, t - edge - important, low, self.sub)
+        head += 4 * (d + e) * (1 + self.centred)  # of two tiers
         head += tokenwise_bytes(x, important, 8, self.sub) if self.high == 8 else 0
         head += full * ((d + e) * x.keys.element_size() + 4) + -(-(x.tokens - x.first) // 4)
         return b * h * head + (0 if x.bias is None else x.bias.numel() * x.bias.element_size())
@@ -152,10 +144,8 @@ class MiKV(KVSelector):
         score = self._judged(x, heat) if self.oracle is None else self.oracle.score(x)
         edge = edges(x.shown(), self.sinks, self.recent)
         top = best(score.masked_fill(edge, -torch.inf), important)
-        kept = 0 if self.high == 16 else 1
-        tier = torch.where(edge, 0, torch.where(top & ~edge, kept, 2))
-        y = split(x, tier, partial(self._made, x, low))
-        return y.but(heat=heat.gather(2, places(tier, 0)))
+        tier = torch.where(edge, 0, torch.where(top & ~edge, 0 if self.high == 16 else 1, 2))
+        return split(x, tier, partial(self._made, x, low)).but(heat=heat.gather(2, places(tier, 0)))
 
     def plan(self, x: Entries, limit: int | None) -> tuple[int, int]:
         """The low tier's bits, and how many tokens besides the first and latest are important."""
@@ -179,8 +169,7 @@ class MiKV(KVSelector):
         if not isinstance(x, Tiered):
             return self.select(x, budget) if limit is not None and x.nbytes > limit else x
         assert x.queries is not None and x.heat is not None
-        b, h, _ = x.shape
-        asked = x.queries.reshape(b, h, -1, x.queries.shape[-1])
+        asked = x.queries.reshape(*x.shape[:2], -1, x.queries.shape[-1])
         x = x.but(heat=x.heat + x.shares(asked, x.scale).sum(2))
         spare = self.gap * x.elements * x.keys.element_size()
         return self._packed(x, limit) if limit is not None and x.nbytes > limit + spare else x
@@ -188,18 +177,15 @@ class MiKV(KVSelector):
     def _packed(self, x: Tiered, limit: int) -> Tiered:
         """Within the limit, or as near as what is not the first or latest allows."""
         free = movable(x, self.sinks, self.recent)
-        room = int(free[0, 0].sum())
-        low = x.tiers[1].values[0].bits
+        assert x.heat is not None
+        room, low = int(free[0, 0].sum()), x.tiers[1].values[0].bits
         each = x.elements * x.keys.element_size() + 4 * x.shape[0] * x.shape[1]
         saved = each - tokenwise_bytes(x, 8, low, self.sub) * x.shape[0] * x.shape[1] // 8
         count = min(room, -(-max(0, x.nbytes - limit) // max(1, saved)) + 1)
-        assert x.heat is not None
         heat = x.heat / (x.tokens - where_in_full(x)) if self.normalise else x.heat
-        least = best((-heat).masked_fill(~free, -torch.inf), count)
-        moves = torch.where(least & free, 2, 0)
+        moves = torch.where(best((-heat).masked_fill(~free, -torch.inf), count) & free, 2, 0)
         if self.high == 8:  # all that is not new goes, the better part into eight bits
-            packed = sum(t.count for t in x.tiers)
-            share = round(room * x.tiers[0].count / max(1, packed))
+            share = round(room * x.tiers[0].count / max(1, x.count - x.full))
             moves = torch.where(free, torch.where(best(heat.masked_fill(~free, -torch.inf), share), 1, 2), 0)
         return extend(x, moves, partial(self._made, x, low))
 
@@ -207,9 +193,8 @@ class MiKV(KVSelector):
         """A later turn: what came since is added up, and packed where that is enough; else all is packed anew."""
         plain = x.plain().asked(*self.asks(x.tokens))
         if x.heat is not None and x.queries is not None:
-            more = self.heat(plain).gather(2, places(x.tier_of(), 0))
-            y = x.but(heat=x.heat + more)
-            y = y if limit is None else self._packed(y, limit)
+            x = x.but(heat=x.heat + self.heat(plain).gather(2, places(x.tier_of(), 0)))
+            y = x if limit is None else self._packed(x, limit)
             if limit is None or y.nbytes <= limit:
                 return y
         return self.select(plain, limit)

@@ -52,7 +52,7 @@ def _fold(codes, at, stride, rows, factors, out, bits, width):  # type: ignore[n
     groups, done = factors.shape[0], 0
     while width - done >= 8:
         lanes = 16 if width - done >= 16 else 8
-        fold_lanes(codes, at + done, stride, rows, factors, out, done, bits, groups, lanes, width)
+        fold_lanes(codes, at + done, stride, rows, factors, out, done, bits, groups, lanes, width)  # type: ignore[call-arg]
         done += lanes
     mask = (1 << bits) - 1
     for j in range(done, width):
@@ -112,17 +112,33 @@ def scores(codes, bands, ends, w, more, out, first, last):  # type: ignore[no-un
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def mix(codes, bits, weights, out, first, last):  # type: ignore[no-untyped-def]
-    """out [M, G, D] = weights [M, G, N] times the whole numbers in codes [M, N, W], for heads first to last."""
+def mix(codes, bits, weights, a, m, s, z, out, first, last):  # type: ignore[no-untyped-def]
+    """out [M, G, D] = weights [M, G, N] times the values (a q + m) s + z in codes [M, N, W], for heads first to last.
+
+    a, m [M or M / heads, N]: the first of them may serve several heads; s, z [M, D].
+    """
     n, bytes_ = codes.shape[1], codes.shape[2]
     groups, d = out.shape[1], out.shape[2]
+    share = codes.shape[0] // a.shape[0]
     for g in range(0, groups, MOST):
         some = min(MOST, groups - g)
         row = np.empty((some, d + 8), np.float32)
+        factors = np.empty((some, n), np.float32)
         for head in range(first, last):
             row[:, :] = 0
-            _planes(codes[head].reshape(-1), 0, bytes_, n, weights[head, g : g + some], row, bits, d)
-            out[head, g : g + some] = row[:, :d]
+            mine, low = a[head // share], m[head // share]
+            for i in range(some):
+                weight = weights[head, g + i]
+                for t in range(n):
+                    factors[i, t] = weight[t] * mine[t]
+            _planes(codes[head].reshape(-1), 0, bytes_, n, factors, row, bits, d)
+            for i in range(some):
+                weight, lows, whole = weights[head, g + i], _F32(0), _F32(0)
+                for t in range(n):
+                    lows += weight[t] * low[t]
+                    whole += weight[t]
+                for c in range(d):
+                    out[head, g + i, c] = (row[i, c] + lows) * s[head, c] + whole * z[head, c]
 
 
 def attend(
@@ -192,19 +208,17 @@ def _products(keys: ByChannel, w: Tensor, more: Tensor) -> Tensor:
 def mixed_values(slices: tuple[ByToken, ...], weights: Tensor) -> Tensor:
     """Packed values weighted by weights [B, H, G, N], [B, H, G, E] float32."""
     b, h, g, n = weights.shape
-    found = []
+    found, threads = [], torch.get_num_threads()
+    mine = np.ascontiguousarray(weights.flatten(0, 1).numpy())
     for values in slices:
-        shares = weights * values.a[:, :, None].float()
-        out = torch.zeros(b, h, g, values.channels)
-        args = [np.ascontiguousarray(t.flatten(0, 1).numpy()) for t in (values.codes, shares)]
+        out = torch.empty(b, h, g, values.channels)
+        z = torch.zeros_like(values.s) if values.z is None else values.z
+        params = [t.float().flatten(0, 1).numpy() for t in (values.a, values.m, values.s, z)]
+        codes = values.codes.flatten(0, 1).contiguous().numpy()
         work = n * values.channels * b * h * g
-        by_heads(mix, work, torch.get_num_threads(), args[0], values.bits, args[1], out.flatten(0, 1).numpy())
-        low = (weights * values.m[:, :, None].float()).sum(-1, keepdim=True)
-        out = (out + low) * values.s[:, :, None].float()
-        if values.z is not None:
-            out += weights.sum(-1, keepdim=True) * values.z[:, :, None].float()
+        by_heads(mix, work, threads, codes, values.bits, mine, *params, out.flatten(0, 1).numpy())
         found.append(out)
-    return torch.cat(found, dim=3)
+    return found[0] if len(found) == 1 else torch.cat(found, dim=3)
 
 
 def naive_scores(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -139,14 +139,9 @@ def fingerprint(x: Entries) -> bytes:
 def _told(held: Any) -> bytes:
     """Every bit of a tensor, also of those in packed tiers."""
     if isinstance(held, torch.Tensor):
-        return _raw(held)
-    if isinstance(held, tuple):
-        return b"".join(map(_told, held))
-    return b"".join(map(_told, vars(held).values())) if hasattr(held, "tensors") else repr(held).encode()
-
-
-def _raw(t: Tensor) -> bytes:
-    return bytes(t.contiguous().view(torch.uint8).numpy()) if t.numel() else b""
+        return bytes(held.contiguous().view(torch.uint8).numpy()) if held.numel() else b""
+    parts = held if isinstance(held, tuple) else vars(held).values() if hasattr(held, "tensors") else None
+    return repr(held).encode() if parts is None else b"".join(map(_told, parts))
 
 
 def positions(y: Entries) -> np.ndarray[Any, Any]:

@@ -186,15 +186,14 @@ class Tiered(Entries):
 
     def shares(self, queries: Tensor, scale: float | None) -> Tensor:
         """The attention of queries [B, H, G, D] that goes to the entries held in full, [B, H, G, F] float32."""
+        asked = queries.float() * (queries.shape[-1] ** -0.5 if scale is None else scale)
+        found = [asked @ self.keys.float().transpose(2, 3)]
         if queries.device.type == "cpu":
             from holdall.kv.packed_attention import key_scores
+
+            found += [key_scores(t.keys, asked) for t in self.tiers]
         else:
-
-            def key_scores(keys: tuple[ByChannel, ...], asked: Tensor) -> Tensor:
-                return asked @ torch.cat([k.numbers() for k in keys], 3).transpose(2, 3)
-
-        asked = queries.float() * (queries.shape[-1] ** -0.5 if scale is None else scale)
-        found = [asked @ self.keys.float().transpose(2, 3), *(key_scores(t.keys, asked) for t in self.tiers)]
+            found += [asked @ t.numbers()[0].transpose(2, 3) for t in self.tiers]
         more = torch.cat(found, dim=3)
         if self.valid is not None:
             shown = self.shown().gather(2, self.order())

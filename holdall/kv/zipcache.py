@@ -33,13 +33,12 @@ class ZipCache(KVSelector):
 
     Keys get a grid for each channel, for their channels differ by far; values a grid for each token, after their
     channels were scaled alike. A token is salient by the attention that it gets from a tenth of the prompt's queries,
-    divided by how many see it. Generated tokens stand in full and are packed a hundred at a time. Good where later
-    questions may ask for anything, down to a sixth of the 16-bit bytes. Poor below an eighth, and where the question
-    is known when the prompt ends: there `kv.snapkv` needs less.
+    divided by how many see it. Good where later questions may ask for anything, down to a sixth of the 16-bit bytes.
+    Poor at an eighth, and where the question is known when the prompt ends: there `kv.snapkv` needs less.
 
     Shapes: keys, values [B, H, T, D]; queries [B, G*H, W, D]; scores [B, H, T].
-    Cost: the attention of a tenth of the queries once more, and a few passes over keys and values, once a prompt. Holds
-    D * bits / 4 bytes a token and head, 4 / H for its grid, 8 * D for `group` tokens' grids, 2 bits of map.
+    Cost: attention of a tenth of the queries, and some passes over keys and values, once a prompt. Holds D * bits / 4
+    bytes a token and head, 4 / H for its grid, 8 * D for `group` tokens' grids, 2 bits of map.
     Knobs:
         high, low: bits of salient tokens and of the others (paper: 4 and 2)
         ratio: share of tokens that are salient, where there is no budget (paper: 0.6)
@@ -55,7 +54,6 @@ class ZipCache(KVSelector):
     Differs from the paper: where the knobs say so; `ZipCache(ladder=False, group=0, fit=0, centred=False, sinks=0,
     recent=0, heavy=0)` is the paper's. A budget solves the share of the salient, and the widths. Tokens of the answer
     are judged by the query of the moment, over what stands in full, and come on top of a budget until they are packed.
-    Where a later turn asks for less than what is packed, everything is packed anew from its packed form.
     Example:
         >>> import torch
         >>> from holdall.kv import Entries, ZipCache
@@ -103,7 +101,7 @@ class ZipCache(KVSelector):
             raise BadInput(
                 "shares", f"ratio {self.ratio}, probes {self.probes}", "shares up to 1, and some probes"
             )
-        if min(self.group, self.fit, self.sinks, self.recent) < 0 or self.gap < 1:
+        if min(self.group, self.fit, self.sinks, self.recent, self.heavy, self.gap - 1) < 0:
             raise BadInput("knobs", str(self), "no negative numbers, and a gap of 1 or more")
 
     def asks(self, tokens: int) -> tuple[int, float]:
@@ -134,10 +132,8 @@ class ZipCache(KVSelector):
         (b, h, t), full = x.shape, min(x.count, self.sinks + self.recent + self.heavy)
         held = full * x.elements * x.keys.element_size() + b * h * -(-(x.tokens - x.first) // 4)
         held += 0 if x.bias is None else x.bias.numel() * x.bias.element_size()
-        counts = (t - full - salient, salient)
-        return held + sum(
-            rung_bytes(x, n, r, self.group, self.centred) for n, r in zip(counts, pair, strict=True)
-        )
+        counts = ((t - full - salient, pair[0]), (salient, pair[1]))
+        return held + sum(rung_bytes(x, n, rung, self.group, self.centred) for n, rung in counts)
 
     def smallest(self, x: Entries) -> int:
         return min(x.nbytes, self.size(x, 0, self.pairs()[0]))
@@ -178,8 +174,7 @@ class ZipCache(KVSelector):
     def settle(self, x: Entries, budget: Budget | None) -> Entries:
         """Packs the tokens generated so far, once they are `gap`; salient are as many of them as of the prompt."""
         if not isinstance(x, Tiered):
-            over = budget is not None and budget.bytes is not None and x.nbytes > budget.bytes
-            return self.select(x, budget) if over else x
+            return x if budget is None or x.nbytes <= (budget.bytes or 0) else self.select(x, budget)
         if x.buffered < self.gap:
             return x
         full = Entries(

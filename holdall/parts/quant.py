@@ -7,6 +7,8 @@ is a number of rounds of least squares, which cut off rare extremes where finer 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from holdall.errors import BadInput
@@ -139,6 +141,21 @@ def encode(x: Tensor, step: Tensor, low: Tensor, bits: int) -> Tensor:
 def decode(codes: Tensor, step: Tensor, low: Tensor) -> Tensor:
     """float32."""
     return codes * step.float() + low.float()
+
+
+def cut(count: int, group: int) -> list[int]:
+    """The ends of parts of `group` tokens; what is left over makes a part of its own, or lengthens the last."""
+    ends = list(range(group, count + 1, group))
+    if ends and count - ends[-1] <= group // 2:
+        ends[-1] = count
+    elif not ends or ends[-1] < count:
+        ends.append(count)
+    return ends if count else []
+
+
+def lengths(ends: Sequence[int]) -> list[int]:
+    """Of parts that end there."""
+    return [end - start for start, end in pairwise((0, *ends))]
 
 
 def naive_grid(x: Tensor, bits: int) -> tuple[float, float, list[int]]:

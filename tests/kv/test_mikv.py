@@ -93,13 +93,19 @@ def test_what_eviction_forgets_is_still_there_for_late_questions() -> None:
 def test_more_bits_for_the_important_lose_less_than_the_same_for_all() -> None:
     x = entries(400, 64, dtype=torch.bfloat16)
     keys, queries = x.keys.clone(), x.queries.clone()  # type: ignore[union-attr]
-    direction = functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0).bfloat16()
+    direction = functional.normalize(
+        torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0
+    ).bfloat16()
     keys[:, :, 50:60] += 12 * direction
     queries += 8 * direction
     x = x.but(keys=keys, queries=queries)
     asked = queries.float().reshape(1, 2, -1, 64)[:, :, :100]
     mixed = MiKV(low=2).select(x, "30%")
-    flat = MiKV(low=2, oracle=SnapKV(window=1, kernel=1)).but(oracle=None).select(x.but(queries=queries.flip(2)), "30%")
+    flat = (
+        MiKV(low=2, oracle=SnapKV(window=1, kernel=1))
+        .but(oracle=None)
+        .select(x.but(queries=queries.flip(2)), "30%")
+    )
     assert mixed.nbytes <= 0.3 * x.nbytes and isinstance(mixed, Tiered) and isinstance(flat, Tiered)
     assert (mixed.tier_of()[0, :, 50:60] == 0).all()
     none = MiKV(low=2, ratio=0.0).select(x)
@@ -118,7 +124,12 @@ def test_all_important_is_exact_and_all_bytes_count() -> None:
             assert isinstance(y, Tiered) and y.heat is not None
             mine = [y.keys, y.values, *y.packed()]
             held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in mine if t.numel()}
-            assert y.nbytes == sum(held.values()) == m.size(x, important, low) <= int(budget[:-1]) * x.nbytes // 100
+            assert (
+                y.nbytes
+                == sum(held.values())
+                == m.size(x, important, low)
+                <= int(budget[:-1]) * x.nbytes // 100
+            )
 
 
 def test_any_method_may_say_what_is_important() -> None:

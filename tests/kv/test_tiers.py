@@ -82,7 +82,10 @@ def test_attention_over_tiers_is_that_over_dense_entries(dtype: torch.dtype, mas
     many = queries.repeat(1, 1, 40, 1)  # too many for the kernel
     wide = None if mask is None else mask.repeat(1, 1, 40, 1)
     torch.testing.assert_close(
-        y.attend(many, wide, 0.3)[:, :, :4].float(), truth, atol=1e-5 if dtype == torch.float32 else 3e-2, rtol=0
+        y.attend(many, wide, 0.3)[:, :, :4].float(),
+        truth,
+        atol=1e-5 if dtype == torch.float32 else 3e-2,
+        rtol=0,
     )
 
 
@@ -166,8 +169,16 @@ def test_parts_edges_and_counts() -> None:
     see[:, 0, :4] = False
     found = edges(see, 2, 1)
     assert found.sum(-1).tolist() == [[3, 3]]
-    assert found[0, 0].nonzero()[:, 0].tolist() == [4, 5, 9] and found[0, 1].nonzero()[:, 0].tolist() == [0, 1, 9]
-    assert most(10, lambda n: 5 * n, 24) == 4 and most(10, lambda n: 3 + n, 2) is None and most(3, lambda n: n, 99) == 3
+    assert found[0, 0].nonzero()[:, 0].tolist() == [4, 5, 9] and found[0, 1].nonzero()[:, 0].tolist() == [
+        0,
+        1,
+        9,
+    ]
+    assert (
+        most(10, lambda n: 5 * n, 24) == 4
+        and most(10, lambda n: 3 + n, 2) is None
+        and most(3, lambda n: n, 99) == 3
+    )
 
 
 def test_numbers_that_are_none_are_refused() -> None:

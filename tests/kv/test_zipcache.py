@@ -20,7 +20,9 @@ PAPER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def entries(t: int = 400, d: int = 64, b: int = 1, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Entries:
+def entries(
+    t: int = 400, d: int = 64, b: int = 1, seed: int = 0, dtype: torch.dtype = torch.bfloat16
+) -> Entries:
     """Channels of very different sizes, as real keys and values have, and queries of all tokens."""
     lot = torch.Generator().manual_seed(seed)
     keys, values = torch.randn(2, b, 2, t, d, generator=lot).unbind(0)
@@ -115,7 +117,11 @@ def test_the_account_is_what_the_arrays_take() -> None:
                 except BudgetError as fault:
                     assert int(budget[:-1]) * x.nbytes // 100 < m.select(x, fault.least).nbytes <= fault.least
                     continue
-                assert m.select(x, budget).nbytes == m.size(x, salient, pair) <= int(budget[:-1]) * x.nbytes // 100
+                assert (
+                    m.select(x, budget).nbytes
+                    == m.size(x, salient, pair)
+                    <= int(budget[:-1]) * x.nbytes // 100
+                )
 
 
 def test_a_budget_is_used_up_and_more_of_it_loses_less() -> None:
@@ -138,7 +144,9 @@ def test_answers_are_packed_by_the_hundred_and_no_token_is_lost() -> None:
         told.append(new[0])
         y = y.append(new[0], new[1])
         asked = torch.randn(1, 6, 1, 16, generator=lot)
-        y = m.settle(y.but(queries=asked, query_positions=torch.tensor([[300 + step]])), Budget(bytes=1)).held()
+        y = m.settle(
+            y.but(queries=asked, query_positions=torch.tensor([[300 + step]])), Budget(bytes=1)
+        ).held()
         assert isinstance(y, Tiered) and y.count == 301 + step and y.buffered < 100
     assert torch.equal(y.where()[0, 0], torch.arange(600, dtype=torch.int32))
     keys, truth = y.dense()[0], torch.cat(told, 2)
@@ -159,7 +167,9 @@ def test_a_second_turn_keeps_the_budget_of_both() -> None:
         assert z.count == 700 and z.nbytes <= share * 700 * 2 * 2 * 64 * 2
 
 
-@pytest.mark.parametrize("knobs", [{"low": 5}, {"low": 4}, {"ratio": 1.5}, {"probes": 0.0}, {"gap": 0}, {"group": -1}])
+@pytest.mark.parametrize(
+    "knobs", [{"low": 5}, {"low": 4}, {"ratio": 1.5}, {"probes": 0.0}, {"gap": 0}, {"group": -1}]
+)
 def test_knobs_are_checked(knobs: dict[str, Any]) -> None:
     with pytest.raises(BadInput):
         ZipCache(**knobs)
