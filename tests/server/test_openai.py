@@ -81,7 +81,9 @@ def test_the_seed_tells_the_answer(served: Served) -> None:
     assert len({told() for _ in range(4)}) > 1
     for top_p in (1e-6, 5e-324):  # only the best token is left
         assert told(seed=3, top_p=top_p) == chat(client).choices[0].message.content
-    assert chat(client, temperature=5e-324).choices[0].message.content == chat(client).choices[0].message.content
+    assert (
+        chat(client, temperature=5e-324).choices[0].message.content == chat(client).choices[0].message.content
+    )
 
 
 def test_a_stop_string_ends_the_answer_before_itself(served: Served) -> None:
