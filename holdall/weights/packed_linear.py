@@ -11,7 +11,7 @@ from holdall.weights.layout import Layout
 from holdall.weights.model import Model, fill, tied
 from holdall.weights.parts import Part, Scratch
 
-_FEW = 4  # up to so many tokens are multiplied from the signs; for more, W is rebuilt once
+_FEW = 3  # up to so many tokens are multiplied from the signs; for more, W is rebuilt once
 _CHUNK = 1024  # rows rebuilt at a time: the scratch stays small beside the packed weights
 
 
