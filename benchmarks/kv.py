@@ -26,9 +26,8 @@ from transformers import DynamicCache
 
 from holdall.dropins.transformers import Cache
 from holdall.kv import Random, Recent, SnapKV
-from holdall.kv.asking import Found, Subjects, read, recall, summary
+from holdall.kv.asking import Found, Subjects, read, reading_cost, recall, summary
 from holdall.kv.needles import SHOWN, Haystack, haystack
-from holdall.kv.quality import reading_cost
 from holdall.report import Report, provenance
 from holdall.weights.model import Model
 from holdall.weights.texts import held_out_text

@@ -148,3 +148,17 @@ def summary(texts: Sequence[Found], whole: str = "full") -> dict[str, dict[str, 
 
 def _pooled(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     return {k: [x for r in rows for x in (r[k] if isinstance(r[k], list) else [r[k]])] for k in rows[0]}
+
+
+def reading_cost(net: Any, ids: list[int], method: KVSelector | None, budget: Spend) -> dict[str, float]:
+    """Peak memory and CPU seconds of reading the text into a cache, which shrinks on the way."""
+    from holdall.dropins.transformers import Cache
+    from holdall.memory import release
+    from holdall.meter import Meter
+
+    release()
+    held = Cache(method, budget)
+    with Meter() as meter, torch.inference_mode():
+        net(torch.tensor([ids]), past_key_values=held, logits_to_keep=1)
+        held.compress()
+    return {"peak_bytes": meter.peak_bytes, "cpu_seconds": meter.cpu_seconds}

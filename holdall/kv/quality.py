@@ -191,7 +191,7 @@ def measure(
     a cache of the latest tokens would not hold, `outside` in number; copy: the share of tokens of earlier
     passages given back; recall_full and greedy_full: what the whole cache reaches; perplexity of the next 128 tokens.
     """
-    from holdall.kv.asking import recall, summary
+    from holdall.kv.asking import reading_cost, recall, summary
     from holdall.kv.needles import haystack
     from holdall.weights.model import Model
 
@@ -237,17 +237,3 @@ def _text(on: str | None) -> str:
         raise BadInput(
             "on", str(on), f'"needle", or a text file that can be read ({fault.strerror})'
         ) from fault
-
-
-def reading_cost(net: Any, ids: list[int], method: KVSelector | None, budget: Spend) -> dict[str, float]:
-    """Peak memory and CPU seconds of reading the text into a cache, which shrinks on the way."""
-    from holdall.dropins.transformers import Cache
-    from holdall.memory import release
-    from holdall.meter import Meter
-
-    release()
-    held = Cache(method, budget)
-    with Meter() as meter, torch.inference_mode():
-        net(torch.tensor([ids]), past_key_values=held, logits_to_keep=1)
-        held.compress()
-    return {"peak_bytes": meter.peak_bytes, "cpu_seconds": meter.cpu_seconds}
