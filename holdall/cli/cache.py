@@ -103,7 +103,11 @@ def remove(file: File, names: Names, json: JSON = False) -> None:
     with Packed.open(file) as packed:
         method_of_contexts(packed, file)
         left = without(packed, names, file)
-    told: dict[str, Any] = {"file": file, "bytes": left.nbytes, "documents": len(left.meta["contexts"]["documents"])}
+    told: dict[str, Any] = {
+        "file": file,
+        "bytes": left.nbytes,
+        "documents": len(left.meta["contexts"]["documents"]),
+    }
     left.close()
     if json:
         as_json(told)

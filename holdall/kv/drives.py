@@ -96,7 +96,7 @@ class Drives(Session):
         found: dict[str, float] = {}
         for link in self.links:
             for name, count in link.ask("traffic")[0].items():
-                found[name] = found.get(name, 0) + count
+                found[name] = found.get(name, 0) + (float(count) if isinstance(count, str) else count)
         found["page_bytes"] = found["pages_read"] * self.method.page
         found["link_bytes"] = sum(link.bytes for link in self.links)
         found["messages"] = sum(link.sent for link in self.links)
