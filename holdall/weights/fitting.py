@@ -91,7 +91,7 @@ def choose_signs(
         panel, size, factor = (
             t.contiguous().numpy() for t in (work[:, here], sizes[..., here], upper[here, here])
         )
-        by_rows(feedback_panel, m, negative.size, panel, size, factor, feedback, negative, errors.numpy())
+        by_rows(feedback_panel, m, 4 * negative.size, panel, size, factor, feedback, negative, errors.numpy())
         out[..., here] = negative
         work[:, here.stop :] -= errors @ upper[here, here.stop :]
     return torch.from_numpy(out)

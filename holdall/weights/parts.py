@@ -52,7 +52,13 @@ class Part:
 
         words, a = np.ascontiguousarray(self.words[:, rows]), np.ascontiguousarray(self.a[:, rows])
         by_rows(
-            rebuild, len(out), words.size * 16, words, a.astype(np.float32), self.b.astype(np.float32), out
+            rebuild,
+            len(out),
+            4 * words.size * 16,
+            words,
+            a.astype(np.float32),
+            self.b.astype(np.float32),
+            out,
         )
 
     def product(self, x: np.ndarray, y: np.ndarray) -> None:

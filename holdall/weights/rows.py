@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-_WORTH = 1_500_000  # signs below which handing rows to another thread costs more than it gains
+_WORTH = 6_000_000  # signs of a product below which handing rows to another thread costs more than it gains
 
 
 @cache
@@ -21,7 +21,10 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 def by_rows(kernel: Callable[..., None], rows: int, work: int, *args: Any) -> None:
-    """kernel(*args, first, last) over all rows, on as many threads as torch uses where there is enough work."""
+    """kernel(*args, first, last) over all rows, on as many threads as torch uses where there is enough work.
+
+    work: in signs of a product, the cheapest kernel; the others take about four times as long a sign.
+    """
     import torch
 
     threads = min(torch.get_num_threads(), rows) if work >= _WORTH else 1
