@@ -113,6 +113,8 @@ def _attended(x: Entries, queries: Tensor) -> Tensor:
     hidden = ~x.shown()
     keys, values = x.dense()
     scores = asked @ keys.float().masked_fill(hidden[..., None], 0).transpose(2, 3) * scale
+    if x.bias is not None:  # an entry that stands for several
+        scores = scores + x.bias[:, :, None].float()
     weights = scores.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
     return weights @ values.float().masked_fill(hidden[..., None], 0)
 

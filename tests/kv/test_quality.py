@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from holdall import BadInput
 from holdall.kv import Everything, KVSelector, Random, Recent, SnapKV, quality
@@ -87,3 +90,12 @@ def test_needles_are_found_at_a_tenth_where_the_floors_lose_them(smollm2: Model)
     assert full["copy"] > row["snap 25%"]["copy"] > row["lot 10%"]["copy"]
     assert row["snap 10%"]["recall_outside"] > row["late 10%"]["recall_outside"] + 0.3
     assert row["snap 5%"]["recall_late"] < row["snap 5%"]["recall"], "the known weakness shows"
+
+
+def test_an_entry_that_stands_for_two_is_judged_as_two() -> None:
+    x = quality.specimens()["odd63"]
+    twice = x.but(keys=x.keys.repeat_interleave(2, 2), values=x.values.repeat_interleave(2, 2), queries=None)
+    bias = torch.full(x.shape, math.log(2))
+    assert quality.loss(twice, x.but(bias=bias)) < 1e-6
+    bias[..., :5] = 0
+    assert quality.loss(twice, x.but(bias=bias)) > 1e-3

@@ -13,6 +13,7 @@ from holdall import BadInput, Budget, BudgetError
 from holdall.kv import Entries, ZipCache
 from holdall.kv.codes import by_token
 from holdall.kv.entries import chosen
+from holdall.kv.rungs import factors
 from holdall.kv.tiers import Tiered
 
 PAPER: dict[str, Any] = {
@@ -85,9 +86,11 @@ def test_probes_find_what_all_queries_find() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_values_scaled_by_channel_lose_less_than_plain_tokens_and_cost_less_than_groups(bits: int) -> None:
-    v = entries(500, 64).values.float()
+    x = entries(500, 64)
+    v, (s, none) = x.values.float(), factors(x, centred=False)
     see, one = torch.ones(v.shape[:3], dtype=torch.bool), torch.ones(1, 2, 64)
-    s = v.abs().amax(2).sqrt()
+    assert none is None
+    torch.testing.assert_close(s, v.abs().amax(2).sqrt())
 
     def loss(codes: Any) -> float:
         return float((codes.numbers() - v).square().mean() / v.square().mean())
