@@ -9,11 +9,7 @@ of each, N tokens, D channels. Compiled once, then cached; heads are shared amon
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,29 +17,14 @@ from numba import njit
 from torch import Tensor
 
 from holdall.kv.packed_lanes import MOST, fold_lanes
+from holdall.parts.rows import by_rows
 
 if TYPE_CHECKING:
     from holdall.kv.codes import ByChannel, ByToken
     from holdall.kv.tiers import Tier
 
-_WORTH = 200_000  # numbers below which handing heads to another thread costs more than it gains
+_WORTH = 200_000  # numbers that are worth handing heads to another thread
 _F32 = np.float32
-
-
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="holdall-heads")
-
-
-def by_heads(kernel: Callable[..., None], work: int, threads: int, *args: Any) -> None:
-    """kernel(*args, first, last) over the heads of args[0], on several threads where there is enough work."""
-    heads = args[0].shape[0]
-    threads = min(threads, heads) if work >= _WORTH else 1
-    cuts = [heads * t // threads for t in range(threads + 1)]
-    others = [_pool(threads - 1).submit(kernel, *args, *pair) for pair in pairwise(cuts[1:])]
-    kernel(*args, cuts[0], cuts[1])
-    for other in others:
-        other.result()
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -200,23 +181,23 @@ def _products(keys: ByChannel, w: Tensor, more: Tensor) -> Tensor:
     if w.shape[2] != len(ends):  # one grid for all parts
         w, more = (t.expand(-1, -1, len(ends), *t.shape[3:]) for t in (w, more))
     codes, w_, more_ = (np.ascontiguousarray(t.flatten(0, 1).numpy()) for t in (keys.codes, w, more))
-    work, threads = keys.count * d * b * h * g, torch.get_num_threads()
-    by_heads(scores, work, threads, codes, bands, ends, w_, more_, out.flatten(0, 1).numpy())
+    work = keys.count * d * b * h * g / _WORTH
+    by_rows(scores, b * h, work, codes, bands, ends, w_, more_, out.flatten(0, 1).numpy())
     return out
 
 
 def mixed_values(slices: tuple[ByToken, ...], weights: Tensor) -> Tensor:
     """Packed values weighted by weights [B, H, G, N], [B, H, G, E] float32."""
     b, h, g, n = weights.shape
-    found, threads = [], torch.get_num_threads()
+    found = []
     mine = np.ascontiguousarray(weights.flatten(0, 1).numpy())
     for values in slices:
         out = torch.empty(b, h, g, values.channels)
         z = torch.zeros_like(values.s) if values.z is None else values.z
         params = [t.float().flatten(0, 1).numpy() for t in (values.a, values.m, values.s, z)]
         codes = values.codes.flatten(0, 1).contiguous().numpy()
-        work = n * values.channels * b * h * g
-        by_heads(mix, work, threads, codes, values.bits, mine, *params, out.flatten(0, 1).numpy())
+        work = n * values.channels * b * h * g / _WORTH
+        by_rows(mix, b * h, work, codes, values.bits, mine, *params, out.flatten(0, 1).numpy())
         found.append(out)
     return found[0] if len(found) == 1 else torch.cat(found, dim=3)
 

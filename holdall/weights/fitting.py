@@ -77,8 +77,9 @@ def choose_signs(
     if inputs.upper is None or feedback == 0.0:
         assert levels == 1
         return (residual < 0)[None]
+    from holdall.parts.rows import by_rows
     from holdall.weights.kernels import feedback_panel
-    from holdall.weights.rows import by_rows
+    from holdall.weights.parts import WORTH
 
     out = np.zeros((levels, m, n), np.bool_)
     work, upper = residual.clone(), inputs.upper
@@ -91,7 +92,8 @@ def choose_signs(
         panel, size, factor = (
             t.contiguous().numpy() for t in (work[:, here], sizes[..., here], upper[here, here])
         )
-        by_rows(feedback_panel, m, 4 * negative.size, panel, size, factor, feedback, negative, errors.numpy())
+        load = 4 * negative.size / WORTH
+        by_rows(feedback_panel, m, load, panel, size, factor, feedback, negative, errors.numpy())
         out[..., here] = negative
         work[:, here.stop :] -= errors @ upper[here, here.stop :]
     return torch.from_numpy(out)

@@ -7,6 +7,8 @@ import numpy as np
 from holdall.weights.iavd import Block
 from holdall.weights.layout import Piece
 
+WORTH = 6_000_000  # signs of a product that are worth another thread; other kernels take four times as long a sign
+
 
 class Part:
     """The blocks of one piece that are loaded, stacked for the kernels.
@@ -47,8 +49,8 @@ class Part:
 
     def dense(self, out: np.ndarray, rows: slice | np.ndarray = slice(None)) -> None:
         """Some rows of W_hat into `out` [rows, n] float32."""
+        from holdall.parts.rows import by_rows
         from holdall.weights.kernels import rebuild
-        from holdall.weights.rows import by_rows
 
         words, a = np.ascontiguousarray(self.words[:, rows]), np.ascontiguousarray(self.a[:, rows])
         by_rows(
@@ -63,11 +65,11 @@ class Part:
 
     def product(self, x: np.ndarray, y: np.ndarray) -> None:
         """y [m] = W_hat x [n]."""
+        from holdall.parts.rows import by_rows
         from holdall.weights.kernels import product
-        from holdall.weights.rows import by_rows
 
         a, b = self.a.astype(np.float32), self.b.astype(np.float32)
-        by_rows(product, len(y), self.words.size * 16, self.words, a, b, x, y)
+        by_rows(product, len(y), self.words.size * 16 / WORTH, self.words, a, b, x, y)
 
 
 class Scratch:

@@ -1,4 +1,4 @@
-"""Kernels over the rows of a matrix, shared among threads that sleep, not spin, while they wait.
+"""Kernels over rows (of a matrix, or heads), shared among threads that sleep, not spin, while they wait.
 
 numba's own parallel loops spin at every barrier: with a thousand small products a token and one busy neighbour on
 the machine they were measured 40 times slower than one thread.
@@ -12,22 +12,20 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-_WORTH = 6_000_000  # signs of a product below which handing rows to another thread costs more than it gains
-
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="holdall-rows")
 
 
-def by_rows(kernel: Callable[..., None], rows: int, work: int, *args: Any) -> None:
+def by_rows(kernel: Callable[..., None], rows: int, work: float, *args: Any) -> None:
     """kernel(*args, first, last) over all rows, on as many threads as torch uses where there is enough work.
 
-    work: in signs of a product, the cheapest kernel; the others take about four times as long a sign.
+    work: as a multiple of that from which another thread gains more than the handing over costs.
     """
     import torch
 
-    threads = min(torch.get_num_threads(), rows) if work >= _WORTH else 1
+    threads = min(torch.get_num_threads(), rows) if work >= 1 else 1
     if threads <= 1:
         kernel(*args, 0, rows)
         return
