@@ -170,7 +170,7 @@ class MiKV(KVSelector):
             return self.select(x, budget) if limit is not None and x.nbytes > limit else x
         assert x.queries is not None and x.heat is not None
         asked = x.queries.reshape(*x.shape[:2], -1, x.queries.shape[-1])
-        x = x.but(heat=x.heat + x.shares(asked, x.scale).sum(2))
+        x = x.but(heat=x.heat + (x.shares(asked, x.scale).sum(2) if x.got is None else x.got))
         spare = self.gap * x.elements * x.keys.element_size()
         return self._packed(x, limit) if limit is not None and x.nbytes > limit + spare else x
 

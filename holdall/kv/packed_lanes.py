@@ -7,6 +7,7 @@ processor has.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -95,12 +96,15 @@ def fold_lanes(
             builder.mul(args[7], ir.Constant(_LONG, 1000)), builder.mul(args[8], ir.Constant(_LONG, 100))
         )
         case = builder.add(case, args[9])
-        for b in (1, 2, 4, 8):
-            for g in range(1, MOST + 1):
-                for n in (8, 16):
-                    this = ir.Constant(_LONG, 1000 * b + 100 * g + n)
-                    with builder.if_then(builder.icmp_signed("==", case, this)):
-                        _loop(builder, ptr, num, b, g, n)
+        after = builder.append_basic_block("folded")
+        table = builder.switch(case, after)
+        for b, g, n in product((1, 2, 4, 8), range(1, MOST + 1), (8, 16)):
+            this = builder.append_basic_block(f"fold_{b}_{g}_{n}")
+            table.add_case(ir.Constant(_LONG, 1000 * b + 100 * g + n), this)
+            builder.position_at_end(this)
+            _loop(builder, ptr, num, b, g, n)
+            builder.branch(after)
+        builder.position_at_end(after)
         return context.get_dummy_value()
 
     long = types.int64

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from holdall.kv.codes import ByChannel, ByToken
+from holdall.kv.affine import ByChannel, ByToken
 from holdall.kv.entries import Entries
 from holdall.optional import lazy
 from holdall.parts.quant import pack, unpack
@@ -20,6 +21,7 @@ else:
 
 GONE = 3  # in the map: a column that is not held any more
 _FEW = 128  # queries of a head up to which codes are not unpacked
+_NEVER = -1e30  # a score that gets nothing, yet can be computed with
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,9 +31,13 @@ class Tier:
     keys: tuple[ByChannel, ...]
     values: tuple[ByToken, ...]
 
-    @property
+    @cached_property
     def count(self) -> int:
         return self.keys[0].count
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors())
 
     def tensors(self) -> list[Tensor]:
         return [t for part in (*self.keys, *self.values) for t in part.tensors().values()]
@@ -69,24 +75,26 @@ class Tiered(Entries):
     which: the tier of each column from `first` on that was judged, two bits a column and head (0: in full, GONE: not
     held), packed; `judged` are their number, and later columns are all held in full. positions are not used. bias and
     mass, where there are any, stand in the order of the columns, as do `where` and `dense`. heat [B, H, F], the
-    attention so far of those in full, is held where a method goes on judging them.
+    attention so far of those in full, is held where a method goes on judging them; got [B, H, F], what they got from
+    the latest queries, is then shown to it and forgotten.
     """
 
     tiers: tuple[Tier, ...] = ()
     which: Tensor | None = None
     judged: int = 0
     heat: Tensor | None = None
+    got: Tensor | None = None
 
     @property
     def full(self) -> int:
         """Entries of a head that are held in full."""
         return self.keys.shape[2]
 
-    @property
+    @cached_property
     def count(self) -> int:
         return self.full + sum(t.count for t in self.tiers)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         b, h, _ = self.keys.shape[:3]
         return b, h, self.count
@@ -97,7 +105,8 @@ class Tiered(Entries):
 
     @property
     def nbytes(self) -> int:
-        return super().nbytes + sum(t.numel() * t.element_size() for t in self.packed())
+        beside = sum(t.numel() * t.element_size() for t in (self.which, self.heat) if t is not None)
+        return super().nbytes + sum(t.nbytes for t in self.tiers) + beside
 
     @property
     def buffered(self) -> int:
@@ -157,7 +166,7 @@ class Tiered(Entries):
         return self.plain().take(kept)
 
     def append(self, keys: Tensor, values: Tensor) -> Self:
-        new, more = keys.shape[2], {}
+        new, more = keys.shape[2], dict[str, Any](got=None)
         for name in ("bias", "mass"):
             if (held := getattr(self, name)) is not None:
                 more[name] = torch.nn.functional.pad(held, (0, new))
@@ -167,6 +176,9 @@ class Tiered(Entries):
             keys=torch.cat([self.keys, keys], dim=2), values=torch.cat([self.values, values], dim=2),
             seen=self.tokens + new, **more,
         )  # fmt: skip
+
+    def held(self) -> Self:
+        return self.but(queries=None, query_positions=None, valid=None, got=None)
 
     def copy(self) -> Self:
         return super().copy().but(tiers=tuple(t.changed(torch.clone) for t in self.tiers))
@@ -207,15 +219,18 @@ class Tiered(Entries):
 
         more = mask
         if mask is not None and mask.dtype == torch.bool:
-            more = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+            more = torch.zeros(mask.shape).masked_fill_(~mask, _NEVER)
         if self.bias is not None:
             bias = self.bias[:, :, None].float()
             more = bias if more is None else more + bias
         if more is not None:
             b, h, n, _ = queries.shape
             order = self.order()[:, :, None].expand(b, h, n, self.count)
-            more = more.expand(b, h, n, self.count).float().gather(3, order)
-        return attend(self.keys, self.values, self.tiers, queries, more, scale)
+            more = more.expand(b, h, n, self.count).float().gather(3, order).clamp_(min=_NEVER)
+        heated = self.heat is not None
+        out, got = attend(self.keys, self.values, self.tiers, queries, more, scale, heated)
+        object.__setattr__(self, "got", got)
+        return out
 
 
 def pack_map(tier: Tensor) -> Tensor:
