@@ -27,6 +27,7 @@ from holdall.kv.pages import Geometry
 from holdall.kv.slot_cache import SlotCache
 from holdall.kv.slots import Slots
 from holdall.kv.vattention import VAttention
+from holdall.weights.few_tokens import FewTokens
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -88,7 +89,7 @@ class Batch:
         if chunk < 1:
             raise BadInput("chunk", chunk, "at least 1 token")
         self.net, self.slots, self.eos, self.chunk = net, slots, frozenset(eos), chunk
-        self._cache = SlotCache(slots, net.config)
+        self._cache, self._fast = SlotCache(slots, net.config), FewTokens(net)
         self._waiting: deque[_Running] = deque()
         self._running: dict[Hashable, _Running] = {}
 
@@ -160,7 +161,7 @@ class Batch:
             ends[reading.slot] = min(len(reading.request.ids), reading.read + self.chunk)
         self.slots.step([ends.get(i, 0) or self._length(i) for i in range(self.slots.method.slots)])
         news: list[Given] = []
-        with torch.inference_mode():
+        with torch.inference_mode(), self._fast:
             if reading is not None:
                 news += self._read(reading, ends[reading.slot])
             if writing:

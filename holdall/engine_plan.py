@@ -187,7 +187,7 @@ def libraries(path: str) -> None:
         part = Part(Piece(0, 0, 16, 16, 1, False))
         part.resize(1)
         part.dense(np.zeros((16, 16), np.float32))
-        part.product(np.zeros(16, np.float32), np.zeros(16, np.float32))
+        part.product(np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32))
     elif path.lower().endswith(".gguf") or path in hub.short_names():
         need("gguf", "weights")
 

@@ -1,11 +1,12 @@
-"""Sixteen sign bits at once: two LLVM loops that numba's own vectoriser does not find.
+"""Sixteen weights at once: LLVM's vectors, from which the kernels' inner loops are made.
 
-A 16-bit word of signs is used as a lane mask, so that AVX-512 needs one masked addition for 16 weights and one
-factor. LLVM lowers the same loops to what other processors have.
+numba's own vectoriser does not find these loops. Sums stay in registers until they are whole; LLVM lowers them to what
+a processor has. Arrays are contiguous; those that start at a multiple of 64 bytes are read twice as fast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -14,101 +15,127 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
-_FLOAT, _VECTOR = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
-_MASK = ir.VectorType(ir.IntType(1), LANES)
+ROWS = 4  # that share each load
+FLOAT, SHORT, INT = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+VECTOR = ir.VectorType(FLOAT, LANES)
+ZERO = ir.Constant(VECTOR, [0.0] * LANES)
+_FAST = ("fast",)
 
 
-def _data(context: Any, builder: Any, array_type: Any, value: Any, item: Any) -> Any:
-    pointer = context.make_array(array_type)(context, builder, value).data
+def data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """Where an array's numbers begin; those of 16 bits are words of signs or bfloat16."""
+    item = SHORT if kind.dtype == types.uint16 else FLOAT
+    pointer = context.make_array(kind)(context, builder, value).data
     return builder.bitcast(pointer, item.as_pointer())
 
 
-def _load(builder: Any, base: Any, offset: Any) -> Any:
-    """Sixteen floats from `base[offset]` on."""
-    at = builder.bitcast(builder.gep(base, [offset]), _VECTOR.as_pointer())
-    found = builder.load(at)
-    found.align = 4
+def shape(context: Any, builder: Any, kind: Any, value: Any) -> Sequence[Any]:
+    found: Sequence[Any] = cgutils.unpack_tuple(
+        builder, context.make_array(kind)(context, builder, value).shape
+    )
     return found
 
 
-def _negative(builder: Any, words: Any, index: Any) -> Any:
-    word = builder.load(builder.gep(words, [index]))
+def at(builder: Any, row: Any, width: Any, column: Any) -> Any:
+    return builder.add(builder.mul(row, width), column)
+
+
+def load(builder: Any, base: Any, offset: Any) -> Any:
+    """Sixteen numbers as floats; bfloat16 is the upper half of a float."""
+    item = base.type.pointee
+    there = builder.bitcast(builder.gep(base, [offset]), ir.VectorType(item, LANES).as_pointer())
+    found = builder.load(there)
+    found.align = 2 if item == SHORT else 4
+    if item != SHORT:
+        return found
+    wide = ir.VectorType(INT, LANES)
+    upper = builder.shl(builder.zext(found, wide), ir.Constant(wide, [16] * LANES))
+    return builder.bitcast(upper, VECTOR)
+
+
+def store(builder: Any, lanes: Any, base: Any, offset: Any) -> None:
+    there = builder.bitcast(builder.gep(base, [offset]), VECTOR.as_pointer())
+    builder.store(lanes, there).align = 4
+
+
+def prefetch(builder: Any, base: Any, offset: Any) -> None:
+    """Have a line of memory come near; it need not exist."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
+    fn = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(fn, [builder.bitcast(builder.gep(base, [offset]), byte), INT(0), INT(3), INT(1)])
+
+
+def spread(builder: Any, base: Any, offset: Any) -> Any:
+    """One number in all lanes."""
+    one = builder.load(builder.gep(base, [offset]))
+    one.align = 4
+    nothing = ir.Constant(VECTOR, ir.Undefined)
+    first = builder.insert_element(nothing, one, INT(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
+
+
+def add(builder: Any, x: Any, y: Any) -> Any:
+    return builder.fadd(x, y, flags=_FAST)
+
+
+def add_product(builder: Any, held: Any, x: Any, y: Any) -> None:
+    builder.store(add(builder, builder.load(held), builder.fmul(x, y, flags=_FAST)), held)
+
+
+def add_signed(builder: Any, held: Any, x: Any, negative: Any) -> None:
+    old = builder.load(held)
+    builder.store(builder.select(negative, builder.fsub(old, x, flags=_FAST), add(builder, old, x)), held)
+
+
+def mask(builder: Any, words: Any, offset: Any) -> Any:
+    """Sixteen bits as truths."""
+    word = builder.load(builder.gep(words, [offset]))
     word.align = 2
-    return builder.bitcast(word, _MASK)
+    return builder.bitcast(word, ir.VectorType(ir.IntType(1), LANES))
 
 
-def _total(builder: Any, lanes: Any) -> Any:
-    """The sum of sixteen floats, as a tree."""
-    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-    fn = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-    return builder.call(fn, [ir.Constant(_FLOAT, 0.0), lanes], fastmath=("fast",))
+def folded(builder: Any, vectors: list[Any]) -> Any:
+    """The sums of sixteen vectors, one a lane: neighbours are added, and halves put side by side, four times."""
+    index = ir.VectorType(INT, LANES)
+    even, odd = (ir.Constant(index, list(range(start, 2 * LANES, 2))) for start in (0, 1))
+    while len(vectors) > 1:
+        vectors = [
+            add(builder, builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd))
+            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    return vectors[0]
 
 
-def _sums_over_negative(rows: int, factors: int) -> Any:
-    """fn(signs u16 [rows, G], b f32 [factors * 16 G], out f32 [rows, factors]), all contiguous:
-    out[i, r] = the sum of b[r, j] where sign j of row i is set. Each sixteen of b are loaded once for all rows."""
+def _dots(tokens: int) -> Any:
+    """fn(w [M, n] f32, or bfloat16 as u16, row, x f32 [T, n], token, out f32 [16]): out[tokens * i + t] is
+    w[row + i] times x[token + t] over the whole groups of sixteen columns, for four rows."""
 
     @intrinsic
-    def sums(typingctx: Any, signs: Any, b: Any, out: Any) -> Any:
+    def dots(typingctx: Any, w: Any, row: Any, x: Any, token: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            words = _data(context, builder, signature.args[0], args[0], ir.IntType(16))
-            base = _data(context, builder, signature.args[1], args[1], _FLOAT)
-            into = _data(context, builder, signature.args[2], args[2], _FLOAT)
-            shape = context.make_array(signature.args[0])(context, builder, args[0]).shape
-            groups = cgutils.unpack_tuple(builder, shape)[1]
-            size = groups.type
-            stride = builder.mul(groups, ir.Constant(size, LANES))
-            zero = ir.Constant(_VECTOR, [0.0] * LANES)
-            totals = [cgutils.alloca_once_value(builder, zero) for _ in range(rows * factors)]
-            with cgutils.for_range(builder, groups) as loop:
-                masks = [
-                    _negative(
-                        builder, words, builder.add(loop.index, builder.mul(groups, ir.Constant(size, i)))
-                    )
-                    for i in range(rows)
-                ]
-                column = builder.mul(loop.index, ir.Constant(size, LANES))
-                for r in range(factors):
-                    offset = builder.add(column, builder.mul(stride, ir.Constant(size, r)))
-                    lanes = _load(builder, base, offset)
-                    for mask, held in zip(masks, totals[r::factors], strict=True):
-                        old = builder.load(held)
-                        builder.store(
-                            builder.select(mask, builder.fadd(old, lanes, flags=("fast",)), old), held
-                        )
-            for t, held in enumerate(totals):
-                builder.store(_total(builder, builder.load(held)), builder.gep(into, [ir.Constant(size, t)]))
+            weights, inputs, into = (data(context, builder, signature.args[i], args[i]) for i in (0, 2, 4))
+            n = shape(context, builder, signature.args[0], args[0])[1]
+            number = n.type
+            rows = [at(builder, builder.add(args[1], number(i)), n, number(0)) for i in range(ROWS)]
+            inner = [at(builder, builder.add(args[3], number(t)), n, number(0)) for t in range(tokens)]
+            held = [cgutils.alloca_once_value(builder, ZERO) for _ in range(ROWS * tokens)]
+            with cgutils.for_range(builder, builder.udiv(n, number(LANES))) as loop:
+                column = builder.mul(loop.index, number(LANES))
+                for start in rows:  # the next four are far from these
+                    prefetch(builder, weights, builder.add(at(builder, n, number(ROWS), start), column))
+                lanes = [load(builder, inputs, builder.add(start, column)) for start in inner]
+                for i, start in enumerate(rows):
+                    mine = load(builder, weights, builder.add(start, column))
+                    for sums, lane in zip(held[i * tokens : (i + 1) * tokens], lanes, strict=True):
+                        add_product(builder, sums, mine, lane)
+            sums = [builder.load(h) for h in held] + [ZERO] * (LANES - len(held))
+            store(builder, folded(builder, sums), into, number(0))
             return context.get_dummy_value()
 
-        return types.void(signs, b, out), codegen
+        return types.void(w, types.intp, x, types.intp, out), codegen
 
-    return sums
-
-
-ROWS = 4  # that share each load; a processor has seven masks
-sums_1, sums_2, sums_3, sums_4 = (_sums_over_negative(ROWS, factors) for factors in (1, 2, 3, 4))
-sums_alone = _sums_over_negative(1, 1)
+    return dots
 
 
-@intrinsic
-def add_signed(typingctx: Any, signs: Any, sizes: Any, out: Any) -> Any:
-    """fn(signs u16 [G], sizes f32 [16 G], out f32 [16 G]): out += sizes, or -= where the sign is set."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words = _data(context, builder, signature.args[0], args[0], ir.IntType(16))
-        base = _data(context, builder, signature.args[1], args[1], _FLOAT)
-        into = _data(context, builder, signature.args[2], args[2], _FLOAT)
-        groups = cgutils.unpack_tuple(
-            builder, context.make_array(signature.args[0])(context, builder, args[0]).shape
-        )[0]
-        with cgutils.for_range(builder, groups) as loop:
-            column = builder.mul(loop.index, ir.Constant(groups.type, LANES))
-            size, old = _load(builder, base, column), _load(builder, into, column)
-            lower = builder.fsub(old, size, flags=("fast",))
-            higher = builder.fadd(old, size, flags=("fast",))
-            new = builder.select(_negative(builder, words, loop.index), lower, higher)
-            put = builder.store(new, builder.bitcast(builder.gep(into, [column]), _VECTOR.as_pointer()))
-            put.align = 4
-        return context.get_dummy_value()
-
-    return types.void(signs, sizes, out), codegen
+dots_1, dots_2, dots_3, dots_4 = (_dots(tokens) for tokens in (1, 2, 3, 4))

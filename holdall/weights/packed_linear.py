@@ -11,8 +11,9 @@ from holdall.weights.layout import Layout
 from holdall.weights.model import Model, fill, tied
 from holdall.weights.parts import Part, Scratch
 
-_FEW = 3  # up to so many tokens are multiplied from the signs; for more, W is rebuilt once
-_CHUNK = 1024  # rows rebuilt at a time: the scratch stays small beside the packed weights
+_FEW = 128  # up to so many tokens are multiplied from the signs; for more, W is rebuilt once
+_NEAR = 1 << 18  # weights rebuilt at a time: 1 MB, half of a core's second cache,
+_LEAST = 64  # but not fewer rows than a product pays for
 
 
 class PackedLinear(torch.nn.Module):
@@ -26,21 +27,28 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.detach().reshape(-1, self.in_features).float().contiguous()
-        out = torch.zeros(len(flat), self.out_features)
-        for part in self.parts:
-            piece = part.piece
-            if len(flat) <= _FEW:
-                for t in range(len(flat)):
-                    part.product(flat[t].numpy(), out[t].numpy()[piece.start : piece.stop])
-                continue
-            for start in range(0, piece.rows, _CHUNK):
-                rows = slice(start, min(start + _CHUNK, piece.rows))
-                weight = self._scratch.take(rows.stop - start, piece.columns)
-                part.dense(weight, rows)
-                out[:, piece.start + start : piece.start + rows.stop] = flat @ torch.from_numpy(weight).T
+        out = torch.empty(len(flat), self.out_features)
+        if len(flat) <= _FEW:
+            spare = -self.in_features % 16
+            tokens = torch.nn.functional.pad(flat, (0, spare)) if spare else flat
+            for part in self.parts:
+                part.product(tokens.numpy(), out.numpy(), part.piece.start)
+        else:
+            for part in self.parts:
+                self._many(part, flat, out[:, part.piece.start : part.piece.stop])
         if self.bias is not None:
             out += self.bias
         return out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _many(self, part: Part, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Some rows of W_hat at a time are rebuilt once for all tokens, few enough to stay in a near cache."""
+        piece, factors = part.piece, part.factors()
+        step = max(_LEAST, _NEAR // piece.columns)
+        for start in range(0, piece.rows, step):
+            stop = min(start + step, piece.rows)
+            weight = self._scratch.take(stop - start, piece.columns)
+            part.dense(weight, start, factors)
+            out[:, start:stop] = x @ torch.from_numpy(weight).T
 
 
 class PackedEmbedding(torch.nn.Module):
@@ -57,9 +65,7 @@ class PackedEmbedding(torch.nn.Module):
         for part in self.parts:
             here = np.flatnonzero((flat >= part.piece.start) & (flat < part.piece.stop))
             if len(here):
-                rows = np.zeros((len(here), part.piece.columns), np.float32)
-                part.dense(rows, flat[here] - part.piece.start)
-                out[here] = rows
+                out[here] = part.rows(flat[here] - part.piece.start)
         found = torch.from_numpy(out).reshape(*ids.shape, -1)
         return found if self.scale is None else found * self.scale
 

@@ -7,7 +7,7 @@ import numpy as np
 from holdall.weights.iavd import Block
 from holdall.weights.layout import Piece
 
-WORTH = 6_000_000  # signs of a product that are worth another thread; other kernels take four times as long a sign
+WORTH = 6_000_000  # signs that are worth another thread
 
 
 class Part:
@@ -47,29 +47,44 @@ class Part:
     def nbytes(self) -> int:
         return self.words.nbytes + self.a.nbytes + self.b.nbytes
 
-    def dense(self, out: np.ndarray, rows: slice | np.ndarray = slice(None)) -> None:
-        """Some rows of W_hat into `out` [rows, n] float32."""
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """a and b as the kernels take them."""
+        return widened(self.a), widened(self.b)
+
+    def dense(
+        self, out: np.ndarray, start: int = 0, factors: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> None:
+        """Rows of W_hat from `start` on into `out` [rows, n] float32. factors: what `factors` gave, for many calls."""
         from holdall.parts.rows import by_rows
         from holdall.weights.kernels import rebuild
 
-        words, a = np.ascontiguousarray(self.words[:, rows]), np.ascontiguousarray(self.a[:, rows])
+        work = self.levels * out.size / WORTH
+        by_rows(rebuild, len(out), work, self.words, *(factors or self.factors()), out, start)
+
+    def rows(self, which: np.ndarray) -> np.ndarray:
+        """Some rows of W_hat [len(which), n] float32."""
+        from holdall.weights.kernels import rebuild
+
+        out = np.zeros((len(which), self.piece.columns), np.float32)
+        words, a = np.ascontiguousarray(self.words[:, which]), np.ascontiguousarray(self.a[:, which])
+        rebuild(words, widened(a), widened(self.b), out, 0, 0, len(which))
+        return out
+
+    def product(self, x: np.ndarray, y: np.ndarray, start: int = 0) -> None:
+        """x W_hat^T [T, m] into y [T, .] from column `start` on, for x [T, 16 G] with zeros behind the last column."""
+        from holdall.parts.rows import by_rows
+        from holdall.weights.kernels import products
+
         by_rows(
-            rebuild,
-            len(out),
-            4 * words.size * 16,
-            words,
-            a.astype(np.float32),
-            self.b.astype(np.float32),
-            out,
+            products, self.piece.rows, self.words.size * 16 / WORTH, self.words, *self.factors(), x, y, start
         )
 
-    def product(self, x: np.ndarray, y: np.ndarray) -> None:
-        """y [m] = W_hat x [n]."""
-        from holdall.parts.rows import by_rows
-        from holdall.weights.kernels import product
 
-        a, b = self.a.astype(np.float32), self.b.astype(np.float32)
-        by_rows(product, len(y), self.words.size * 16 / WORTH, self.words, a, b, x, y)
+def widened(x: np.ndarray) -> np.ndarray:
+    """As float32; torch does it six times as fast as numpy, and begins at a multiple of 64 bytes."""
+    import torch
+
+    return torch.from_numpy(x).float().numpy()
 
 
 class Scratch:
