@@ -14,6 +14,8 @@ else:
     torch = lazy("torch", extra="kv")
 
 _BLOCK = 256  # queries at a time
+_HIDDEN = 1e30  # taken from the scores of keys that nothing may see
+_WORTH = 5_000_000  # products that are worth handing heads to another thread
 
 
 def mass(
@@ -25,12 +27,50 @@ def mass(
     queries [B, G*H, W, D] at the columns at [B, W] (-1: no query there); keys [B, H, T, D] at the columns
     where [B, H, T], ascending. A query sees the keys at its own column or before. shown [B, H, T]: keys that may
     be seen at all; NaN in the others leaks nowhere. scale: of the scores (None: 1/sqrt(D)); bias [B, H, T]: added to
-    them. Raises BadInput where the query heads are no multiple of the key heads. Cost: two passes over W x T scores.
+    them. Raises BadInput where the query heads are no multiple of the key heads. Cost: W x T products, and as many
+    exponentials; on a processor, none for keys after the query.
     """
-    (b, h, t, d), w = keys.shape, queries.shape[2]
+    b, h, t, d = keys.shape
     if queries.shape[1] % h:
         raise BadInput("query heads", queries.shape[1], f"a multiple of the {h} key/value heads")
     scale = d**-0.5 if scale is None else scale
+    if keys.device.type == "cpu":
+        return _by_strips(queries, at, keys, where, shown, scale, bias)
+    return _by_blocks(queries, at, keys, where, shown, scale, bias)
+
+
+def _by_strips(
+    queries: Tensor, at: Tensor, keys: Tensor, where: Tensor, shown: Tensor | None, scale: float, bias: Tensor | None
+) -> Tensor:  # fmt: skip
+    """`mass` by a kernel that keeps the scores of a few queries near."""
+    from holdall.parts.attention_sums import sums
+    from holdall.parts.rows import by_rows
+    from holdall.parts.tiles import COLUMNS
+
+    (b, h, t, d), w = keys.shape, queries.shape[2]
+    total = torch.zeros(b, h, queries.shape[1] // h, t)
+    held, more = keys.detach(), torch.zeros(b * h, 0)
+    if shown is not None or bias is not None:
+        more = torch.zeros(b, h, t) if bias is None else bias.detach().float().expand(b, h, t)
+    if shown is not None:
+        held, more = held.masked_fill(~shown[..., None], 0), more.masked_fill(~shown, -_HIDDEN)
+    panels = torch.zeros(b * h, -(-t // COLUMNS), d, COLUMNS)
+    rows = torch.zeros(b * h, panels.shape[1] * COLUMNS, d)
+    rows[:, :t] = held.flatten(0, 1)
+    panels.copy_(rows.view(b * h, -1, COLUMNS, d).transpose(2, 3))
+    asked = (queries.detach().float() * scale).view(b * h, queries.shape[1] // h, w, d)
+    columns = at[:, None].expand(b, h, w).to(where.dtype).contiguous()
+    sees = torch.searchsorted(where.contiguous(), columns, right=True)
+    args = (asked, panels, sees.flatten(0, 1), more.view(b * h, -1), total.flatten(0, 1))
+    by_rows(sums, b * h, total.numel() * w * d / _WORTH, *(a.contiguous().numpy() for a in args))
+    return total
+
+
+def _by_blocks(
+    queries: Tensor, at: Tensor, keys: Tensor, where: Tensor, shown: Tensor | None, scale: float, bias: Tensor | None
+) -> Tensor:  # fmt: skip
+    """`mass` in terms of torch, for other devices."""
+    (b, h, t, d), w = keys.shape, queries.shape[2]
     total = torch.zeros(b, h, queries.shape[1] // h, t, device=keys.device)
     keys = keys.float() if shown is None else keys.float().masked_fill(~shown[..., None], 0)
     first = where.amin((0, 1))  # [T] the earliest column that any head has here

@@ -15,7 +15,10 @@ from numba import types
 from numba.extending import intrinsic
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
-_LEAST = -87.0  # of exponents: what is below becomes 0
+_LEAST = -88.0  # of exponents: its power of two is the first that has no place, and so is 0
+_SHIFT = (
+    1.5 * 2.0**23 + 127
+)  # added to a number, leaves its whole part and a float's offset in the lowest bits
 _TERMS = (
     1.9875691500e-4,
     1.3981999507e-3,
@@ -61,24 +64,35 @@ def _wide(typingctx: Any, x: Any, brain: Any) -> Any:
 wide: Any = intrinsic(_wide)
 
 
+def exponential(builder: Any, x: Any) -> Any:
+    """LLVM's terms for `exp` of a float32 or of lanes of them."""
+    kind, fast = x.type, ("contract",)
+    lanes = kind.count if isinstance(kind, ir.VectorType) else 0
+
+    def f(value: float) -> Any:
+        return ir.Constant(kind, [_f(value).constant] * lanes if lanes else _f(value).constant)
+
+    def i(value: int) -> Any:
+        return ir.Constant(ir.VectorType(_INT, lanes), [value] * lanes) if lanes else _i(value)
+
+    x = builder.select(builder.fcmp_ordered("<", x, f(_LEAST)), f(_LEAST), x)
+    shifted = builder.fadd(builder.fmul(x, f(1 / math.log(2)), flags=fast), f(_SHIFT), flags=fast)
+    bits = builder.bitcast(shifted, i(0).type)
+    offset = int(np.float32(_SHIFT).view(np.int32))
+    number = builder.sitofp(builder.sub(bits, i(offset)), kind)  # in floats, fastmath would undo the shift
+    for part in _LN2:
+        x = builder.fadd(x, builder.fmul(number, f(-part), flags=fast), flags=fast)
+    total = f(_TERMS[0])
+    for term in (*_TERMS[1:], 1.0, 1.0):
+        total = builder.fadd(builder.fmul(total, x, flags=fast), f(term), flags=fast)
+    return builder.fmul(total, builder.bitcast(builder.shl(bits, i(23)), kind))
+
+
 def _exp(typingctx: Any, x: Any) -> Any:
-    """fn(x) -> float32: e to the power of x up to 88, within two units of the last place; 0 below -87."""
+    """fn(x) -> float32: e to the power of x up to 88, within two units of the last place; 0 below -87.7."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        fast = ("contract",)
-        small = builder.fcmp_ordered("<", args[0], _f(_LEAST))
-        x = builder.select(small, _f(_LEAST), args[0])
-        y = builder.fmul(x, _f(1 / math.log(2)))
-        half = builder.select(builder.fcmp_ordered("<", y, _f(0)), _f(-0.5), _f(0.5))
-        whole = builder.fptosi(builder.fadd(y, half), _INT)
-        number = builder.sitofp(whole, _FLOAT)
-        for part in _LN2:
-            x = builder.fadd(x, builder.fmul(number, _f(-part), flags=fast), flags=fast)
-        total = _f(_TERMS[0])
-        for term in (*_TERMS[1:], 1.0, 1.0):
-            total = builder.fadd(builder.fmul(total, x, flags=fast), _f(term), flags=fast)
-        scale = builder.bitcast(builder.shl(builder.add(whole, _i(127)), _i(23)), _FLOAT)
-        return builder.select(small, _f(0), builder.fmul(total, scale))
+        return exponential(builder, args[0])
 
     return types.float32(types.float32), codegen
 

@@ -16,9 +16,10 @@ def case(b: int, h: int, g: int, t: int, w: int, d: int = 8, seed: int = 0) -> t
 
 
 @pytest.mark.parametrize(("t", "w"), [(1, 1), (3, 3), (63, 63), (63, 5), (300, 300)])
-def test_blocks_are_one_query_at_a_time(t: int, w: int) -> None:
+def test_strips_and_blocks_are_one_query_at_a_time(t: int, w: int) -> None:
     x = case(2, 2, 3, t, w)
     torch.testing.assert_close(attention.mass(*x), attention.naive_mass(*x))
+    torch.testing.assert_close(attention._by_blocks(*x, None, 8**-0.5, None), attention.naive_mass(*x))
     assert attention.mass(*x).sum() == pytest.approx(2 * 6 * w, rel=1e-5)  # every query spends 1
 
 
@@ -37,7 +38,19 @@ def test_heads_may_hold_different_columns_and_hidden_keys_get_nothing() -> None:
     )
     torch.testing.assert_close(found, attention.naive_mass(queries, at, keys, where, shown, 0.7, bias))
     assert not torch.allclose(found, attention.naive_mass(queries, at, keys, where, shown, 0.7))
+    blocks = attention._by_blocks(queries, at, keys, where, shown, 0.7, bias)
+    torch.testing.assert_close(found, blocks)
     assert (found[~shown[:, :, None].expand_as(found)] == 0).all() and not found.isnan().any()
+
+
+@pytest.mark.parametrize("size", [1e-3, 40.0])
+def test_sums_hold_for_faint_and_for_sharp_attention(size: float) -> None:
+    queries, at, keys, where = case(1, 1, 2, 131, 77, d=13)
+    x = (queries.bfloat16() * size, at, keys.bfloat16(), where)
+    found = attention.mass(*x)
+    torch.testing.assert_close(found, attention.naive_mass(*x), rtol=2e-5, atol=2e-5)
+    nothing = attention.mass(queries[:, :, :0], at[:, :0], keys, where)
+    assert nothing.shape == found.shape and not nothing.any()
 
 
 def test_looks_counts_the_queries_that_come_at_or_after_a_key() -> None:
