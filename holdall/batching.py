@@ -8,7 +8,8 @@
 
 Contexts stand in the slots of `kv.vattention`, in one memory with one budget. A request is admitted when its prompt
 and its longest answer are certain to fit beside what is promised to the others: once it runs it never waits for
-memory, and nothing is ever recomputed. Until then it waits, in the order of arrival.
+memory, and nothing is ever recomputed. Until then it waits, in the order of arrival. A prompt that begins as another
+context does, one that runs or one that ended and whose memory nobody needed since, is read from there on only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from holdall.engine_text import Chooser
 from holdall.errors import BadInput, BudgetError, HoldallError
 from holdall.kinds import Spend
 from holdall.kv.pages import Geometry
+from holdall.kv.reuse import Reuse
 from holdall.kv.slot_cache import SlotCache
 from holdall.kv.slots import Slots
 from holdall.kv.vattention import VAttention
@@ -50,13 +52,15 @@ class Request:
 class Given:
     """What a step brought to one request: a token, the end ("stop" or "length"), or both, or why it cannot go on.
 
-    An end token of the model ends an answer and is not given.
+    An end token of the model ends an answer and is not given. reused: with the first news, tokens of the prompt that
+    stood in memory already and were not read again.
     """
 
     key: Hashable
     token: int | None = None
     end: str | None = None
     fault: HoldallError | None = None
+    reused: int = 0
 
 
 @dataclass(eq=False)
@@ -65,24 +69,33 @@ class _Running:
     request: Request
     choose: Callable[[torch.Tensor], int]
     promised: int  # bytes
-    slot: int = -1
-    read: int = 0  # tokens of the prompt that are in the slot
+    slot: int = -1  # until its prompt is about to be read
+    written: int = 0  # tokens in the slot; the last one given is not there yet
+    reused: int = 0  # of them, those that stood there before
     given: list[int] = field(default_factory=list)
 
     @property
-    def length(self) -> int:
-        """Tokens in the slot; the last one given is not there yet."""
-        return self.read + max(0, len(self.given) - 1)
+    def left(self) -> int:
+        """Tokens of the prompt that are to be read."""
+        return max(0, len(self.request.ids) - self.written)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What is in the slot."""
+        return [*self.request.ids, *self.given][: self.written]
 
 
 class Batch:
     """Generates for several requests at a time over one transformers model; for one thread.
 
     net: a model with "sdpa" attention, as `Model.build` and packed methods give it. slots: where contexts stand. eos:
-    tokens that end an answer. chunk: tokens of a prompt that are read between two tokens of the others.
+    tokens that end an answer. chunk: tokens of a prompt that are read between two tokens of the others. reuse: whether
+    tokens that stand in another slot are taken from there.
     """
 
-    def __init__(self, net: Any, slots: Slots, eos: Collection[int] = (), chunk: int = 256):
+    def __init__(
+        self, net: Any, slots: Slots, eos: Collection[int] = (), chunk: int = 256, reuse: bool = True
+    ):
         kind = net.config.get_text_config()._attn_implementation
         if kind != "sdpa":
             raise BadInput("attention", kind, 'a model with attn_implementation="sdpa"')
@@ -90,16 +103,18 @@ class Batch:
             raise BadInput("chunk", chunk, "at least 1 token")
         self.net, self.slots, self.eos, self.chunk = net, slots, frozenset(eos), chunk
         self._cache, self._fast = SlotCache(slots, net.config), FewTokens(net)
+        self._places, self.reuse = Reuse(slots), reuse
         self._waiting: deque[_Running] = deque()
         self._running: dict[Hashable, _Running] = {}
 
     @classmethod
     def open(
-        cls, net: Any, budget: Spend = None, *, eos: Collection[int] = (), chunk: int = 256, **knobs: Any
-    ) -> Self:
+        cls, net: Any, budget: Spend = None, *, eos: Collection[int] = (), chunk: int = 256, reuse: bool = True,
+        **knobs: Any,
+    ) -> Self:  # fmt: skip
         """With slots of its own. budget: of all contexts together; knobs: those of `kv.vattention`."""
         geometry = Geometry.of(net.config, _DTYPES[net.dtype])
-        return cls(net, VAttention(**knobs).open(geometry, budget), eos, chunk)
+        return cls(net, VAttention(**knobs).open(geometry, budget), eos, chunk, reuse)
 
     @property
     def busy(self) -> bool:
@@ -152,18 +167,21 @@ class Batch:
     def step(self) -> list[Given]:
         """Admit who fits, read a piece of one prompt, and one token more for everybody else."""
         self._admit()
-        reading = next((r for r in self._running.values() if r.read < len(r.request.ids)), None)
+        reading = next((r for r in self._running.values() if r.left), None)
         writing = [r for r in self._running.values() if r.given]
         if reading is None and not writing:
             return []
-        ends = {r.slot: r.length + 1 for r in writing}
-        if reading is not None:
-            ends[reading.slot] = min(len(reading.request.ids), reading.read + self.chunk)
-        self.slots.step([ends.get(i, 0) or self._length(i) for i in range(self.slots.method.slots)])
+        if reading is not None and reading.slot < 0:
+            self._place(reading)
+        lengths = [0] * self.slots.method.slots
+        for r in self._running.values():
+            if r.slot >= 0:
+                lengths[r.slot] = r.written + (min(self.chunk, r.left) if r is reading else bool(r.given))
+        self.slots.step(lengths)
         news: list[Given] = []
         with torch.inference_mode(), self._fast:
             if reading is not None:
-                news += self._read(reading, ends[reading.slot])
+                news += self._read(reading, lengths[reading.slot])
             if writing:
                 news += self._write(writing)
         return news
@@ -177,34 +195,39 @@ class Batch:
     def _cost(self, request: Request) -> int:
         return self.slots.cost(len(request.ids) + request.most)
 
-    def _length(self, slot: int) -> int:
-        """What a slot keeps that this step does not work on."""
-        return next((r.length for r in self._running.values() if r.slot == slot), 0)
-
     def _admit(self) -> None:
-        taken = {r.slot for r in self._running.values()}
-        free = [
-            i for i in range(self.slots.method.slots) if i not in taken
-        ]  # the lowest has the warmest pages
-        while self._waiting and free and self._waiting[0].promised <= self.unpromised:
+        places = self.slots.method.slots
+        while self._waiting and len(self._running) < places and self._waiting[0].promised <= self.unpromised:
             new = self._waiting.popleft()
-            new.slot = free.pop(0)
             self._running[new.key] = new
 
+    def _place(self, r: _Running) -> None:
+        """A slot for a request whose turn to read has come: what those before it read may be its beginning too."""
+        busy = {
+            other.slot: other.tokens if self.reuse else []
+            for other in self._running.values()
+            if other.slot >= 0
+        }
+        r.slot, r.written = self._places.begin(r.request.ids, busy)
+        r.reused = r.written
+
     def _read(self, r: _Running, end: int) -> list[Given]:
-        ids, start = torch.tensor([r.request.ids[r.read : end]]), r.read
+        ids, start = torch.tensor([r.request.ids[r.written : end]]), r.written
         scores = self.net(ids, **self._cache.piece(r.slot, start, end), logits_to_keep=1).logits
-        r.read = end
-        return self._chosen(r, scores[0, -1]) if end == len(r.request.ids) else []
+        r.written = end
+        return [] if r.left else self._chosen(r, scores[0, -1])
 
     def _write(self, writing: list[_Running]) -> list[Given]:
         ids = torch.tensor([[r.given[-1]] for r in writing])
-        call = self._cache.tokens([r.slot for r in writing], [r.length + 1 for r in writing])
+        call = self._cache.tokens([r.slot for r in writing], [r.written + 1 for r in writing])
         scores = self.net(ids, **call, logits_to_keep=1).logits[:, -1]  # [R, V]
+        for r in writing:
+            r.written += 1
         return [given for r, mine in zip(writing, scores, strict=True) for given in self._chosen(r, mine)]
 
     def _chosen(self, r: _Running, scores: torch.Tensor) -> list[Given]:
         """The next token of a request, and whether it is the last."""
+        reused = 0 if r.given else r.reused
         try:
             token = r.choose(scores)
             ends = token in self.eos
@@ -214,13 +237,14 @@ class Batch:
             return [Given(r.key, fault=fault)]
         if ends:
             self._end(r)
-            return [Given(r.key, end="stop")]
+            return [Given(r.key, end="stop", reused=reused)]
         r.given.append(token)
         end = "stop" if stops else "length" if len(r.given) == r.request.most else None
         if end:
             self._end(r)
-        return [Given(r.key, token, end)]
+        return [Given(r.key, token, end, reused=reused)]
 
     def _end(self, r: _Running) -> None:
         del self._running[r.key]
-        self.slots.release(r.slot)
+        if r.slot >= 0:
+            self._places.leave(r.slot, r.tokens if self.reuse else [])

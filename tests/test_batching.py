@@ -222,6 +222,128 @@ def test_each_request_draws_by_itself_and_a_fault_ends_one_only() -> None:
     assert drawn(0) == drawn(2) and len(drawn(0)) == 20
 
 
+def counted(net: Any) -> list[int]:
+    """Tokens of each pass over a prompt from now on."""
+    sizes: list[int] = []
+    net.register_forward_pre_hook(
+        lambda _m, args: sizes.append(args[0].shape[1]) if args[0].shape[1] > 1 else None
+    )
+    return sizes
+
+
+def answered(batch: Batch, key: Any, request: Request) -> tuple[list[int], int]:
+    """An answer that nothing runs beside, and how much of its prompt was not read again."""
+    batch.submit(key, request)
+    news: list[Given] = []
+    while batch.busy:
+        news += batch.step()
+    assert all(g.reused == 0 for g in news[1:])
+    return [g.token for g in news if g.token is not None], news[0].reused
+
+
+@pytest.mark.parametrize("kind", list(_KINDS))
+@pytest.mark.parametrize("knobs", [{}, {"sliced": True}])
+def test_a_second_turn_reads_only_what_is_new(kind: str, knobs: dict[str, Any]) -> None:
+    net = make(kind)
+    batch, sizes = Batch.open(net, **{**_SMALL, **knobs}), counted(net)
+    first = prompt(40)
+    told, reused = answered(batch, 1, Request(first, 9))
+    assert reused == 0 and sizes == [40]
+    second = [*first, *told, *prompt(11, 5)]
+    again, reused = answered(batch, 2, Request(second, 12))
+    assert reused == 48 and sizes == [40, 12]  # the last token given was never read
+    assert again == alone(net, second, 12)
+    third = [*second[:45], *prompt(20, 6)]  # the user changed what was asked: a copy, and the other stays
+    again, reused = answered(batch, 3, Request(third, 8))
+    assert reused == 45 and again == alone(net, third, 8)
+    fourth = [*second, *alone(net, second, 12), 3, 4]
+    again, reused = answered(batch, 4, Request(fourth, 5))
+    assert reused == len(fourth) - 3 and again == alone(net, fourth, 5)
+    same, reused = answered(batch, 5, Request(fourth, 5))
+    assert reused == len(fourth) - 1 and same == again  # one token is always read: its scores are needed
+    batch.close()
+
+
+def test_a_shared_beginning_is_read_once_for_all_who_wait() -> None:
+    net = make()
+    batch, sizes = Batch.open(net, chunk=16, **{**_SMALL, "slots": 6}), counted(net)
+    system, found = prompt(50, 9), {}
+    requests = {i: Request([*system, *prompt(4 + i, i)], 10 + i) for i in range(5)}
+    for i, request in requests.items():
+        batch.submit(i, request)
+    reused = {}
+    while batch.busy:
+        for given in batch.step():
+            reused[given.key] = reused.get(given.key, 0) + given.reused
+            found.setdefault(given.key, []).append(given.token)
+    assert found == {i: alone(net, list(r.ids), r.most) for i, r in requests.items()}
+    assert reused == {0: 0, 1: 50, 2: 50, 3: 50, 4: 50} and sizes[:5] == [16, 16, 16, 6, 5]
+    batch.close()
+
+
+def test_without_reuse_everything_is_read() -> None:
+    net = make()
+    batch = Batch.open(net, reuse=False, **_SMALL)
+    for key in range(3):
+        assert answered(batch, key, Request(prompt(40), 6)) == (alone(net, prompt(40), 6), 0)
+    batch.close()
+
+
+@pytest.mark.parametrize("reclaim", ["deferred", "gradual", "at once"])
+def test_reuse_never_takes_what_is_promised_and_answers_stay_the_same(reclaim: str) -> None:
+    """Conversations of several turns over a memory for two of them: what is gone is read again."""
+    net = make()
+    probe = Batch.open(net, **_SMALL)
+    cost = probe.slots.cost(128)
+    probe.close()
+    batch = Batch.open(net, 2 * cost, chunk=32, **_SMALL, reclaim=reclaim)
+    talks, total = {i: prompt(20 + 3 * i, i) for i in range(5)}, 0
+    for turn in range(3):
+        for i in sorted(talks, reverse=turn % 2 == 1):  # who spoke last goes on first
+            batch.submit(i, Request(talks[i], 6))
+        found: dict[Any, list[int]] = {}
+        while batch.busy:
+            for given in batch.step():
+                total += given.reused
+                found.setdefault(given.key, []).append(given.token or 0)
+            assert batch.slots.nbytes <= 2 * cost
+        assert batch.slots.resident() <= 2 * cost
+        for i, ids in talks.items():
+            assert found[i] == alone(net, ids, 6)
+            talks[i] = [*ids, *found[i], *prompt(5, 50 * turn + i)]
+    assert total > 0 if reclaim != "at once" else total == 0
+    assert batch.slots.free == batch.slots.budget
+    batch.close()
+
+
+def test_what_stays_is_the_conversations_of_late() -> None:
+    net = make()
+    batch = Batch.open(net, **{**_SMALL, "slots": 3})
+    for i in range(4):  # the first one's slot is taken for the fourth
+        answered(batch, i, Request(prompt(30, i), 4))
+    assert [answered(batch, 9, Request([*prompt(30, i), 7], 2))[1] for i in (3, 2, 1)] == [30, 30, 30]
+    assert answered(batch, 9, Request([*prompt(30, 0), 7], 2))[1] < 5
+    batch.close()
+
+
+def test_a_pass_that_fails_leaves_nothing_wrong_behind() -> None:
+    net = make()
+    batch = Batch.open(net, chunk=16, **_SMALL)
+    batch.submit(1, Request(prompt(40), 5))
+    batch.step()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    hook = net.model.layers[1].register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError):
+        batch.step()
+    hook.remove()
+    batch.cancel(1)
+    assert answered(batch, 2, Request(prompt(40), 5)) == (alone(net, prompt(40), 5), 16)
+    batch.close()
+
+
 def test_half_precision_runs() -> None:
     net = make(dtype=torch.bfloat16)
     batch = Batch.open(net, chunk=16, **_SMALL)

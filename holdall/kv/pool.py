@@ -15,11 +15,15 @@ _COUNTED = ("steps", "mapped", "unmapped", "mapped_ahead", "shown", "copied", "r
 
 @dataclass(eq=False)
 class Held:
-    """What a slot has. Its blocks are numbered from its beginning; the first `shown` of them belong to a prefix."""
+    """What a slot has. Its blocks are numbered from its beginning; the first `shown` of them belong to a prefix.
+
+    kept: tokens of its last context whose place was not taken away since; blocks mapped again behind them are empty.
+    """
 
     mapped: int = 0
     shown: int = 0
     prefix: Prefix | None = None
+    kept: int = 0
 
 
 @dataclass(eq=False)
@@ -96,10 +100,11 @@ class Pool:
         self.pages.shrink(slot, left, s.mapped)
         self.counts["unmapped"] += max(0, s.mapped - left)
         s.mapped = min(s.mapped, left)
+        s.kept = min(s.kept, s.mapped * self.pages.page // self.pages.row)
         prefix = s.prefix
         if blocks == 0 and prefix is not None:
             self.pages.hide(slot, 0, s.shown)
-            s.prefix, s.shown, s.mapped = None, 0, 0
+            s.prefix, s.shown, s.mapped, s.kept = None, 0, 0, 0
             prefix.users -= 1
             self.forget(prefix)
 

@@ -109,6 +109,27 @@ class Slots(Session):
         self.lengths[slot] = 0
         self._let_go(slot)
 
+    def kept(self, slot: int) -> int:
+        """Tokens of a slot that still stand there: of an inactive one, until others needed the memory."""
+        self._settle()
+        return self.pool.slots[slot].kept
+
+    def begin(self, slot: int, tokens: int, source: int) -> None:
+        """Let an inactive slot begin with the first tokens that stand in another one, as a copy, or in itself.
+
+        BudgetError, with nothing copied, where the pool has not enough beside those tokens.
+        """
+        self._settle()
+        if self.lengths[slot] or not 0 < tokens <= self.kept(source):
+            raise BadInput("slot", slot, f"an inactive slot, and 1 to {self.kept(source)} tokens of another")
+        asked = list(self.lengths)
+        asked[slot], asked[source] = tokens, max(tokens, asked[source])
+        self.pool.take(self.pool.missing(slot, 0, tokens), asked, "the beginning of a context")
+        self.pool.grow(slot, self._pages.need(tokens))
+        for layer in [*self.keys, *self.values] if slot != source else []:
+            layer[slot, :tokens] = layer[source, :tokens]
+        self.lengths[slot] = self.pool.slots[slot].kept = tokens
+
     def share(self, slot: int, tokens: int) -> Prefix:
         """The first tokens of a slot as a prefix that other slots can `attach`; the slot shows it from then on too.
 
@@ -135,7 +156,7 @@ class Slots(Session):
         except OSError:
             self.pool.cut(slot, 0)
             raise
-        self.lengths[slot] = prefix.tokens
+        self.lengths[slot] = self.pool.slots[slot].kept = prefix.tokens
 
     def drop(self, prefix: Prefix) -> None:
         """No further slot will ask for this prefix; its memory goes when the last one that shows it ends."""
@@ -187,6 +208,7 @@ class Slots(Session):
             for slot, n in enumerate(asked):
                 pool.own(slot, pool.to_copy(slot, before[slot], n))
                 pool.grow(slot, self._pages.need(n))
+                pool.slots[slot].kept = n or pool.slots[slot].kept
         except OSError:  # those that ended have ended; the others are as long as they were
             self.lengths = [n if now else 0 for n, now in zip(before, asked, strict=True)]
             raise

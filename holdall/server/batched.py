@@ -20,6 +20,7 @@ class Batched:
     """Up to `slots` answers share each pass over the weights; their contexts share what is left beside these.
 
     A job is admitted when its prompt and its longest answer are certain to fit beside what is promised to others.
+    A prompt that begins as another context does is read from there on only.
     """
 
     def __init__(self, engine: Engine, context: int | None = None, slots: int = 8):
@@ -62,13 +63,13 @@ class Batched:
         self.batch.cancel(key)
 
     def step(self) -> list[Event]:
-        return [Event(int(str(g.key)), g.token, g.end, g.fault) for g in self.batch.step()]
+        return [Event(int(str(g.key)), g.token, g.end, g.fault, g.reused) for g in self.batch.step()]
 
     def memory(self) -> Memory:
         slots = self.batch.slots
         needed = slots.budget - slots.free
         kept = slots.nbytes - needed
-        held = {"in use": needed, "mapped, for the next": kept}
+        held = {"in use": needed, "kept, for the next": kept}
         full = sum(slots.lengths) * self.engine.shape.token
         return Memory(self._weights, {k: v for k, v in held.items() if v > 0}, full, self.engine.memory)
 

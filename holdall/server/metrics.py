@@ -55,7 +55,12 @@ class _Now:
     def collect(self) -> Iterator[Any]:
         worker, counts = self.worker, self.worker.counts
         for name, value, about in (
-            ("prompt_tokens", counts.prompt_tokens, "Tokens read."),
+            ("prompt_tokens", counts.prompt_tokens, "Tokens of prompts."),
+            (
+                "reused_tokens",
+                counts.reused_tokens,
+                "Of these, those that stood in memory and were not read again.",
+            ),
             ("new_tokens", counts.new_tokens, "Tokens written."),
             ("answered", counts.answered, "Answers that were completed."),
             ("cancelled", counts.cancelled, "Requests whose client went away, or that took too long."),

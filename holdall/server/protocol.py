@@ -25,12 +25,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """What a step brought to one job: a token, the end ("stop": the model's own; "length": `most`), or a fault."""
+    """What a step brought to one job: a token, the end ("stop": the model's own; "length": `most`), or a fault.
+
+    reused: with the first news, tokens of the prompt that stood in memory already and were not read again.
+    """
 
     key: int
     token: int | None = None
     end: str | None = None
     fault: HoldallError | None = None
+    reused: int = 0
 
 
 @dataclass(frozen=True)

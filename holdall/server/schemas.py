@@ -93,10 +93,15 @@ class CompletionRequest(Sampling):
     suffix: Nothing = None
 
 
+class PromptTokens(BaseModel):
+    cached_tokens: int  # that stood in memory and were not read again
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class Said(BaseModel):

@@ -131,4 +131,10 @@ class Service:
 
     def usage(self, ticket: Ticket) -> schemas.Usage:
         prompt, new = len(ticket.job.ids), ticket.answer.tokens
-        return schemas.Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
+        reused = schemas.PromptTokens(cached_tokens=ticket.reused)
+        return schemas.Usage(
+            prompt_tokens=prompt,
+            completion_tokens=new,
+            total_tokens=prompt + new,
+            prompt_tokens_details=reused,
+        )

@@ -34,6 +34,7 @@ class Ticket:
     started: float = 0.0
     first: float = 0.0
     done: float = 0.0
+    reused: int = 0  # tokens of the prompt that were not read again
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Counts:
     """What went by since the server started."""
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0
     new_tokens: int = 0
     answered: int = 0
     cancelled: int = 0

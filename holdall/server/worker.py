@@ -169,6 +169,8 @@ class Worker:
             self._fail([ticket], event.fault)
             return []
         text, end = "", event.end
+        ticket.reused += event.reused
+        self.counts.reused_tokens += event.reused
         with self._lock:
             if event.token is not None:
                 ticket.first = ticket.first or time.monotonic()

@@ -263,6 +263,57 @@ def test_a_prefix_outlives_its_slots_and_goes_when_it_is_dropped() -> None:
         assert slots.resident() == 4 * 4 * PAGE
 
 
+@pytest.mark.parametrize("knobs", [{}, {"sliced": True}, {"background": True}])
+def test_a_context_begins_with_what_stands_in_a_slot(knobs: dict[str, Any]) -> None:
+    with small(slots=3, **knobs) as slots:
+        slots.step([50, 0, 0])
+        for tensor in [*slots.keys, *slots.values]:
+            tensor[0, :50] = torch.randn(50, 2, 32, generator=torch.Generator().manual_seed(1))
+        before = [t[0, :50].clone() for t in [*slots.keys, *slots.values]]
+        slots.begin(1, 37, 0)  # of one that is busy
+        assert slots.lengths[:2] == [50, 37] and slots.kept(1) == 37
+        slots.release(0)
+        assert slots.kept(0) == 50
+        slots.begin(0, 41, 0)  # of one that ended, where it is
+        slots.step([60, 38, 0])
+        for i, tensor in enumerate([*slots.keys, *slots.values]):
+            assert torch.equal(tensor[0, :41], before[i][:41]) and torch.equal(tensor[1, :37], before[i][:37])
+        for wrong in ((1, 5, 0), (2, 61, 0), (2, 0, 0)):
+            with pytest.raises(BadInput, match="slot"):
+                slots.begin(*wrong)
+
+
+def test_what_others_needed_no_longer_stands_there_even_where_pages_came_back() -> None:
+    with small(f"{6 * PLAIN.page * 4}B", slots=2) as slots:  # six blocks of 16 tokens
+        slots.step([0, 64])
+        slots.keys[0][1, :64] = 7.0
+        slots.release(1)
+        assert slots.kept(1) == 64
+        slots.step([60, 0])  # four blocks: two of the other's go
+        assert slots.kept(1) == 32 and not slots.keys[0][1, 32:].any()
+        slots.release(0)
+        slots.begin(1, 20, 1)
+        slots.step([0, 64])  # there again, and empty
+        assert (slots.keys[0][1, :20] == 7.0).all() and not slots.keys[0][1, 32:].any()
+        slots.release(1)
+        with pytest.raises(BudgetError):
+            slots.step([16, 90])
+        slots.step([96, 0])
+        assert slots.kept(1) == 0
+        with pytest.raises(BadInput):
+            slots.begin(1, 1, 1)
+
+
+def test_a_copy_for_which_there_is_no_room_changes_nothing() -> None:
+    with small(f"{6 * PLAIN.page * 4}B", slots=2) as slots:
+        slots.step([64, 0])
+        slots.keys[1][0, :64] = 3.0
+        slots.release(0)
+        with pytest.raises(BudgetError):
+            slots.begin(1, 50, 0)
+        assert slots.lengths == [0, 0] and slots.kept(0) >= 50 and (slots.keys[1][0, :50] == 3.0).all()
+
+
 @pytest.mark.parametrize("door", ["hide", "map", "show"])
 def test_a_kernel_that_refuses_in_the_middle_of_a_copy_loses_nothing(
     door: str, monkeypatch: pytest.MonkeyPatch
