@@ -8,24 +8,20 @@ from collections.abc import Callable
 import numpy as np
 
 from holdall.errors import CorruptArtefact
-from holdall.logs import digits
+from holdall.logs import digits, ppmd
 from holdall.optional import lazy
 
 brotli = lazy("brotli", extra="logs")
-pyppmd = lazy("pyppmd", extra="logs")
 zstandard = lazy("zstandard", extra="logs")
 
 _SAMPLE = 16 << 10
+_LARGE = 256 << 10  # bytes from which zstd -9 is asked before zstd -19, which takes ten times as long
+_BELOW_9 = 0.85  # of what zstd -9 makes, what zstd -19 makes at least: seen .91
 STORED, ZSTD, LZMA, BROTLI, NUMBERS, PPMD = 0, 1, 2, 3, 4, 16  # PPMd of order n is 16 + n
 _ORDERS = (2, 4, 16)
 
 
-def _memory(size: int) -> int:
-    """Memory of the PPMd model, from the size of the text alone: both sides must agree."""
-    return min(256 << 20, max(1 << 20, size * 16))
-
-
-def _filters(size: int) -> list[dict[str, int]]:
+def filters(size: int) -> list[dict[str, int]]:
     """xz -9e without its container."""
     width = min(64 << 20, max(4096, 1 << max(1, size - 1).bit_length()))
     return [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": width}]
@@ -38,11 +34,11 @@ def press(kernel: int, raw: bytes) -> bytes:
     if kernel == ZSTD:
         return zstandard.ZstdCompressor(level=19, write_content_size=False).compress(raw)
     if kernel == LZMA:
-        return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_filters(len(raw)))
+        return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=filters(len(raw)))
     if kernel == BROTLI:
         return brotli.compress(raw, quality=11, lgwin=24)
-    coder = pyppmd.Ppmd8Encoder(kernel - PPMD, _memory(len(raw)), pyppmd.PPMD8_RESTORE_METHOD_RESTART)
-    return bytes(coder.encode(raw) + coder.flush())
+    coder = ppmd.Encoder(kernel - PPMD, len(raw))
+    return coder.compress(raw) + coder.flush()
 
 
 def smallest(raw: bytes, made: dict[int, bytes]) -> tuple[int, bytes]:
@@ -50,17 +46,17 @@ def smallest(raw: bytes, made: dict[int, bytes]) -> tuple[int, bytes]:
     for kernel in sorted(made, key=lambda k: len(made[k])):
         if len(made[kernel]) >= len(raw):
             break
-        if _reads_back(kernel, made[kernel], raw):
+        if reads_back(kernel, made[kernel], raw):
             return kernel, made[kernel]
     return STORED, raw
 
 
-def _reads_back(kernel: int, packed: bytes, raw: bytes) -> bool:
-    """pyppmd 1.3.1 was seen to write streams that it cannot read (Ppmd7 and Ppmd8), so those kept are tried."""
+def reads_back(kernel: int, packed: bytes, raw: bytes) -> bool:
+    """pyppmd 1.3.1 was seen to write streams that it cannot read, so those kept are tried."""
     if kernel < PPMD:
         return True
     try:
-        return _ppmd(kernel - PPMD, packed, len(raw)) == raw
+        return ppmd.decode(kernel - PPMD, packed, len(raw)) == raw
     except (ValueError, SystemError, MemoryError):
         return False
 
@@ -80,14 +76,26 @@ def pack(raw: bytes, kernels: tuple[int, ...] | None = None, spare: int = 0) -> 
     sample = raw[:_SAMPLE]
     tried = kernels or tuple(PPMD + n for n in _ORDERS) + ((BROTLI,) if len(raw) < 6000 else ())
     made = {k: press(k, sample) for k in tried}
+    order = sorted(made, key=lambda k: len(made[k]))
     if len(sample) < len(raw):
-        best = min(made, key=lambda k: len(made[k]))
-        made = {best: press(best, raw)}
-    if spare:
-        quick = press(ZSTD, raw)
-        if len(quick) < len(raw) and len(quick) <= min(map(len, made.values())) + spare:
-            return ZSTD, quick
-    return smallest(raw, made)
+        made = {order[0]: press(order[0], raw)}
+    least = min(map(len, made.values()))
+    if spare and (quick := _quick(raw, min(least + spare, len(raw) - 1))) is not None:
+        return ZSTD, quick
+    kernel, data = smallest(raw, made)
+    if kernel == STORED and len(sample) < len(raw) and least < len(raw):  # the best one does not read back
+        return smallest(raw, {k: press(k, raw) for k in {*order[1:], ZSTD}})
+    return kernel, data
+
+
+def _quick(raw: bytes, most: int) -> bytes | None:
+    """What zstd makes of `raw` if that is `most` bytes or fewer; -19 is asked only where it can matter."""
+    if len(raw) > _LARGE:
+        nine = len(zstandard.ZstdCompressor(level=9).compress(raw))
+        if _BELOW_9 * nine > most:
+            return None
+    made = press(ZSTD, raw)
+    return made if len(made) <= most else None
 
 
 def _planes(raw: bytes) -> bytes | None:
@@ -136,7 +144,7 @@ def unpack(kernel: int, data: bytes, size: int, path: str) -> bytes:
     how: dict[int, Callable[[], bytes]] = {
         STORED: lambda: data,
         ZSTD: lambda: zstandard.ZstdDecompressor().decompress(data, max_output_size=size),
-        LZMA: lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(size)).decompress(data, size),
+        LZMA: lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters(size)).decompress(data, size),
         BROTLI: lambda: _brotli(data, size),
         NUMBERS: lambda: _numbers(data, size),
     }
@@ -144,7 +152,7 @@ def unpack(kernel: int, data: bytes, size: int, path: str) -> bytes:
         if kernel in how:
             raw = how[kernel]()
         elif PPMD + 2 <= kernel <= PPMD + 64:
-            raw = _ppmd(kernel - PPMD, data, size)
+            raw = ppmd.decode(kernel - PPMD, data, size)
         else:
             raise ValueError(f"kernel {kernel}")
     except (ValueError, lzma.LZMAError, brotli.error, zstandard.ZstdError, SystemError, MemoryError) as fault:
@@ -161,17 +169,6 @@ def _brotli(data: bytes, size: int) -> bytes:
     out += coder.process(data, output_buffer_limit=step)
     while len(out) <= size and not coder.is_finished():
         more = coder.process(b"", output_buffer_limit=step)
-        if not more:
-            break
-        out += more
-    return out
-
-
-def _ppmd(order: int, data: bytes, size: int) -> bytes:
-    coder = pyppmd.Ppmd8Decoder(order, _memory(size), pyppmd.PPMD8_RESTORE_METHOD_RESTART)
-    out = bytes(coder.decode(data, size))
-    while len(out) < size and not coder.eof:  # it may want a last byte that the encoder did not write
-        more = coder.decode(b"\0" if coder.needs_input else b"", size - len(out))
         if not more:
             break
         out += more

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdall.logs import Logzip, alignment, bytestreams, digits, matching, mixing, plain, sequences
+from holdall.logs import Logzip, alignment, bytestreams, digits, matching, mixing, plain, ppmd, sequences
 from holdall.logs import tokens as tk
 from tests.logs.test_logzip import server_log
 
@@ -130,7 +130,7 @@ def test_stars_are_split_where_they_hold_numbers():
 def test_a_stream_that_does_not_read_back_is_not_kept(monkeypatch):
     raw = b"GET /index.html 200\n" * 400
     assert bytestreams.pack(raw, (bytestreams.PPMD + 4,))[0] == bytestreams.PPMD + 4
-    monkeypatch.setattr(bytestreams, "_ppmd", lambda order, packed, size: b"?" * size)
+    monkeypatch.setattr(ppmd, "decode", lambda order, packed, size: b"?" * size)
     assert bytestreams.pack(raw, (bytestreams.PPMD + 4,)) == (bytestreams.STORED, raw)
     kernel, data = bytestreams.pack(raw, (bytestreams.PPMD + 4, bytestreams.ZSTD))
     assert kernel == bytestreams.ZSTD and bytestreams.unpack(kernel, data, len(raw), "test") == raw
