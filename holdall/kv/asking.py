@@ -133,14 +133,17 @@ def summary(texts: Sequence[Found], whole: str = "full") -> dict[str, dict[str, 
         every = _pooled([t[name] for t in texts])
         row = {k: sum(v) / len(v) for k, v in every.items()}
         for arm in ("recall", "recall_late", "recall_first"):
-            known = [hit for hit, was in zip(every.get(arm, ()), base.get(arm, ()), strict=True) if was]
+            if arm not in every:
+                continue
+            known = [hit for hit, was in zip(every[arm], base[arm], strict=True) if was]
             if known:
                 row[arm + "_known"] = sum(known) / len(known)
-        places = zip(every["recall"], base["recall"], every["outside"], strict=True)
-        outside = [hit for hit, was, out in places if was and out]
-        row["outside"] = float(len(outside))
-        if outside:
-            row["recall_outside"] = sum(outside) / len(outside)
+        if "outside" in every:
+            places = zip(every["recall"], base["recall"], every["outside"], strict=True)
+            outside = [hit for hit, was, out in places if was and out]
+            row["outside"] = float(len(outside))
+            if outside:
+                row["recall_outside"] = sum(outside) / len(outside)
         row["perplexity"] = math.exp(row.pop("nll_after"))
         rows[name] = row
     return rows

@@ -18,16 +18,25 @@ else:
     torch = lazy("torch", extra="kv")
 
 Rung = tuple[tuple[int, int, int, int], int]  # bits of each quarter of a key's channels, and of values
+Pair = tuple[Rung, Rung]  # of most tokens, and of the salient
 
 _LADDER: tuple[Rung, ...] = (
-    ((2, 1, 1, 1), 1), ((3, 2, 1, 1), 1), ((3, 2, 2, 1), 2), ((4, 3, 2, 1), 2), ((4, 3, 3, 2), 2), ((4, 4, 3, 3), 3),
-    ((4, 4, 4, 4), 4), ((8, 8, 4, 4), 4), ((8, 8, 8, 8), 8),
+    ((2, 1, 1, 1), 1), ((3, 2, 1, 1), 1), ((3, 3, 2, 1), 2), ((4, 3, 3, 2), 2), ((4, 4, 3, 3), 3), ((4, 4, 4, 4), 4),
+    ((8, 8, 4, 4), 4), ((8, 8, 8, 8), 8),
 )  # fmt: skip
 
 
-def ladder() -> list[tuple[Rung, Rung]]:
+def ladder() -> list[Pair]:
     """Neighbouring rungs, the smallest first."""
     return list(pairwise(_LADDER))
+
+
+def together(rung: Rung, group: int, count: int) -> int:
+    """How many of `count` tokens share a channel's grid: `group`, four times as many where keys have under 3 bits.
+
+    There a grid's 32 bits buy less than the same bytes in codes.
+    """
+    return (group if sum(rung[0]) >= 12 else 4 * group) or max(1, count)
 
 
 def bands(rung: Rung, channels: int) -> Bands:
@@ -45,7 +54,7 @@ def rung_bytes(x: Entries, count: int, rung: Rung, group: int, centred: bool) ->
     """Bytes that `count` entries of each head take on a rung, codes and parameters, in all heads and rows of `x`."""
     (b, h, _), d, e = x.shape, x.keys.shape[3], x.values.shape[3]
     cuts = bands(rung, d)
-    head = channel_bytes(count, d, cuts, group or max(1, count)) + count * width(e, rung[1])
+    head = channel_bytes(count, d, cuts, together(rung, group, count)) + count * width(e, rung[1])
     head += 2 * e * (2 if centred else 1)
     head += d * _place_type(d).itemsize if len(cuts) > 1 else 0
     return b * (h * head + 4 * count)
@@ -104,6 +113,6 @@ def packed(
         cuts, order, bits, s, z = keys.bands, keys.order, values.bits, values.s, values.z
     assert s is not None
     return Tier(
-        keys=(by_channel(x.keys, shown, cuts, group or max(1, x.count), fit, order),),
+        keys=(by_channel(x.keys, shown, cuts, together(rung, group, x.count), fit, order),),
         values=(by_token(x.values, shown, bits, s, fit, joined=True, z=z),),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from holdall.budget import Budget
 from holdall.errors import BadInput
+from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.kv.tiers import GONE, Tier, Tiered, pack_map
 from holdall.optional import lazy
@@ -89,9 +91,31 @@ def extend(x: Tiered, moves: Tensor, make: Make) -> Tiered:
     )  # fmt: skip
 
 
+def thinned(x: Entries, inner: KVSelector, size: Callable[[int], int], limit: int | None) -> Entries:
+    """What another method leaves of `x`, still with all the queries: as many entries as have a size within the limit.
+
+    limit: in bytes; None: what `inner` keeps without one.
+    """
+    budget = None
+    if limit is not None:
+        least = inner.least(x)
+        more = most(x.count - least, lambda n: size(least + n), limit) or 0
+        budget = Budget(bytes=max(inner.smallest(x), (least + more) * inner.each(x)))
+    left = inner.select(x, budget)
+    return left.but(queries=x.queries, query_positions=x.query_positions, mass=None)
+
+
 def in_full(x: Tiered) -> Tensor | None:
     """What is shown of the entries held in full, [B, H, F]."""
     return None if x.valid is None else x.shown().gather(2, places(x.tier_of(), 0))
+
+
+def only_full(x: Tiered) -> Entries:
+    """The entries held in full by themselves, with what is shown to the method."""
+    return Entries(
+        keys=x.keys, values=x.values, positions=where_in_full(x), valid=in_full(x), queries=x.queries,
+        query_positions=x.query_positions, scale=x.scale, seen=x.tokens,
+    )  # fmt: skip
 
 
 def movable(x: Tiered, first: int, last: int) -> Tensor:
@@ -124,6 +148,14 @@ def edges(shown: Tensor, first: int, last: int) -> Tensor:
     return early | best(late.float(), min(last, t - min(first, t)))
 
 
+def ranks(score: Tensor, shown: Tensor, first: int, last: int, heavy: int, salient: int) -> Tensor:
+    """0 for the first, the latest and the `heavy` best, 1 for the `salient` next best, 2 for the others, [B, H, T]."""
+    full = edges(shown, first, last)
+    full |= best(score.masked_fill(full, torch.inf), min(score.shape[2], first + last + heavy))
+    top = best(score.masked_fill(full, -torch.inf), salient) & ~full
+    return torch.where(full, 0, torch.where(top, 1, 2))
+
+
 def most(count: int, size: Callable[[int], int], limit: int) -> int | None:
     """The largest n up to `count` with size(n) <= limit, where size grows; None if size(0) is too much."""
     if size(0) > limit:
@@ -138,6 +170,8 @@ def most(count: int, size: Callable[[int], int], limit: int) -> int | None:
 def finite(x: Entries) -> None:
     """Raise BadInput for NaN and infinities in entries that are shown."""
     for name, t in (("keys", x.keys), ("values", x.values)):
+        if bool(torch.isfinite(t.float().sum())):
+            continue
         odd = ~torch.isfinite(t).all(-1)
         if bool((odd & x.shown()).any()):
             raise BadInput(name, "NaN or infinity", "finite numbers")

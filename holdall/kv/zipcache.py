@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 from holdall.budget import Budget
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
+from holdall.kv import tiering
 from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
-from holdall.kv.rungs import Rung, channel_order, factors, ladder, packed, rung_bytes
-from holdall.kv.tiering import best, edges, extend, in_full, most, movable, places, split, where_in_full
+from holdall.kv.rungs import Pair, Rung, channel_order, factors, ladder, packed, rung_bytes
+from holdall.kv.snapkv import SnapKV
 from holdall.kv.tiers import Tier, Tiered
 from holdall.method import Paper, knob
 from holdall.optional import lazy
@@ -26,31 +27,33 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="kv")
 
+_KEPT: Rung = ((4, 4, 4, 4), 4)  # what a token is worth, where another method drops some
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZipCache(KVSelector):
     """Keeps every token, in few bits: the salient ones in more, the others in fewer.
 
-    Keys get a grid for each channel, for their channels differ by far; values a grid for each token, after their
-    channels were scaled alike. A token is salient by the attention that it gets from a tenth of the prompt's queries,
-    divided by how many see it. Good where later questions may ask for anything, down to a sixth of the 16-bit bytes.
-    Poor at an eighth, and where the question is known when the prompt ends: there `kv.snapkv` needs less.
+    Keys get a grid for each channel, values one for each token, after their channels were scaled alike. A token is
+    salient by the attention that it gets from a tenth of the prompt's queries, over how many see it. Good where later
+    questions may ask for anything, down to an eighth of the 16-bit bytes. Below that, and where the question is known
+    when the prompt ends, `ZipCache(inner=SnapKV())` needs less.
 
     Shapes: keys, values [B, H, T, D]; queries [B, G*H, W, D]; scores [B, H, T].
     Cost: attention of a tenth of the queries, and some passes over keys and values, once a prompt. Holds D * bits / 4
     bytes a token and head, 4 / H for its grid, 8 * D for `group` tokens' grids, 2 bits of map.
     Knobs:
-        high, low: bits of salient tokens and of the others (paper: 4 and 2)
-        ratio: share of tokens that are salient, where there is no budget (paper: 0.6)
-        ladder: a budget may choose two neighbouring widths of ten, and channels of keys have widths by what they and
-            the queries do; without, high and low, and only the share of the salient moves (paper: without)
+        high, low, ratio: bits of salient tokens and others; the share of salient, with no budget (paper: 4, 2, 0.6)
+        ladder: a budget chooses two neighbours of eight widths, which channels of keys have by what they and the
+            queries do; without, high and low, and only the share of the salient moves (paper: without)
         probes: last queries of the prompt that probe, and as many by lot, as a share (paper: 0.05)
         normalise: divide a token's attention by the probes that see it (paper: yes; without it is what H2O does)
-        group: tokens that share a channel's grid; 0 is all of a tier (paper: all)
+        group: tokens that share a channel's grid, four times as many below 3 bits; 0 is all of a tier (paper: all)
         fit: rounds of least squares for grids of values, and of keys below 3 bits; 0 spans all (paper: 0)
         centred: values less their channel's mean, by its deviation; else by the root of its largest (paper: else)
         sinks, recent, heavy: first, latest and most salient tokens, held in full (paper: 0)
         gap: generated tokens that stand in full before they are packed (paper: 100)
+        inner: a method that drops (or merges) tokens first, so that the others get 4 bits (paper: none)
     Differs from the paper: where the knobs say so; `ZipCache(ladder=False, group=0, fit=0, centred=False, sinks=0,
     recent=0, heavy=0)` is the paper's. A budget solves the share of the salient, and the widths. Tokens of the answer
     are judged by the query of the moment, over what stands in full, and come on top of a budget until they are packed.
@@ -63,8 +66,7 @@ class ZipCache(KVSelector):
         >>> small.count, [t.count for t in small.tiers], small.nbytes <= 0.25 * 400 * 2 * 2 * 64 * 2
         (400, [242, 138], True)
 
-    Paper: 061, He et al., ZipCache: Accurate and Efficient KV Cache Quantization with Salient Token Identification,
-    NeurIPS 2024
+    Paper: 061, He et al., ZipCache, NeurIPS 2024
     Test: tests/kv/test_zipcache.py
     """
 
@@ -81,7 +83,7 @@ class ZipCache(KVSelector):
     high: int = knob(4, "bits of salient tokens", unit="bits", other=8, at={"budget": None})
     low: int = knob(2, "bits of the others", unit="bits", other=3, at={"budget": None})
     ratio: float = knob(0.6, "share of salient tokens, without a budget", other=0.3, at={"budget": None})
-    ladder: bool = knob(True, "a budget chooses among ten widths, and for each channel", other=False)
+    ladder: bool = knob(True, "a budget chooses among eight widths, and for each channel", other=False)
     probes: float = knob(0.05, "last queries that probe, and as many by lot", unit="share", other=0.3)
     normalise: bool = knob(True, "divide attention by the probes that see a token", other=False)
     group: int = knob(128, "tokens that share a channel's grid; 0 is all", unit="tokens", paper=0, other=64)
@@ -90,22 +92,20 @@ class ZipCache(KVSelector):
     sinks: int = knob(4, "first tokens held in full", unit="tokens", paper=0, other=1)
     recent: int = knob(8, "latest tokens held in full", unit="tokens", paper=0, other=2)
     heavy: int = knob(8, "most salient tokens held in full", unit="tokens", paper=0, other=4)
-    gap: int = knob(
-        100, "generated tokens in full before they are packed", unit="tokens", other=50, changes="nothing"
-    )
+    gap: int = knob(100, "generated tokens in full before they are packed", other=50, changes="nothing")
+    inner: KVSelector | None = knob(None, "what drops tokens first", other=SnapKV())  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if self.low not in BITS or self.high not in BITS or self.low >= self.high:
             raise BadInput("bits", f"low {self.low}, high {self.high}", f"low below high, both of {BITS}")
         if not 0 <= self.ratio <= 1 or not 0 < self.probes <= 1:
-            raise BadInput(
-                "shares", f"ratio {self.ratio}, probes {self.probes}", "shares up to 1, and some probes"
-            )
+            raise BadInput("ratio, probes", (self.ratio, self.probes), "shares up to 1, and some probes")
         if min(self.group, self.fit, self.sinks, self.recent, self.heavy, self.gap - 1) < 0:
             raise BadInput("knobs", str(self), "no negative numbers, and a gap of 1 or more")
 
     def asks(self, tokens: int) -> tuple[int, float]:
-        return ceil(self.probes * tokens), self.probes
+        last, share = (0, 0.0) if self.inner is None else self.inner.asks(tokens)
+        return max(last, ceil(self.probes * tokens)), max(share, self.probes)
 
     def why(self) -> str:
         return f"every token at its fewest bits, {self.sinks + self.recent + self.heavy} tokens in full"
@@ -114,37 +114,38 @@ class ZipCache(KVSelector):
         """Saliency: the attention that a token gets from the probes that see it, [B, H, T]."""
         if x.queries is None:
             raise BadInput("entries", "no queries", "queries of the prompt, to probe with")
-        at = x.query_columns()
-        found = mass(x.queries, at, x.keys, x.where(), x.valid, x.scale, x.bias).sum(2)
-        if self.normalise:
-            found = found / looks(at, x.where()).clamp(min=1)
+        at, where = x.query_columns(), x.where()
+        found = mass(x.queries, at, x.keys, where, x.valid, x.scale, x.bias).sum(2)
+        found = found / looks(at, where).clamp(min=1) if self.normalise else found
         return found.masked_fill(~x.shown(), -torch.inf)
 
-    def pairs(self) -> list[tuple[Rung, Rung]]:
+    def pairs(self) -> list[Pair]:
         """Widths of (the others, the salient) that a budget may choose from, the smallest first."""
         return ladder() if self.ladder else [self._own()]
 
-    def _own(self) -> tuple[Rung, Rung]:
+    def _own(self) -> Pair:
         return ((self.low,) * 4, self.low), ((self.high,) * 4, self.high)
 
-    def size(self, x: Entries, salient: int, pair: tuple[Rung, Rung]) -> int:
-        """All bytes of `x` with so many salient tokens: codes, grids, what stands in full, and the map."""
-        (b, h, t), full = x.shape, min(x.count, self.sinks + self.recent + self.heavy)
+    def size(self, x: Entries, salient: int, pair: Pair, tokens: int | None = None) -> int:
+        """All bytes of `x`, or of some tokens of it: codes, grids, what stands in full, the map and the bias."""
+        (b, h, _), t = x.shape, x.count if tokens is None else tokens
+        full = min(t, self.sinks + self.recent + self.heavy)
         held = full * x.elements * x.keys.element_size() + b * h * -(-(x.tokens - x.first) // 4)
-        held += 0 if x.bias is None else x.bias.numel() * x.bias.element_size()
+        held += 2 * b * h * t * (x.bias is not None or (self.inner is not None and self.inner.biased))
         counts = ((t - full - salient, pair[0]), (salient, pair[1]))
         return held + sum(rung_bytes(x, n, rung, self.group, self.centred) for n, rung in counts)
 
     def smallest(self, x: Entries) -> int:
-        return min(x.nbytes, self.size(x, 0, self.pairs()[0]))
+        least = (x.count, x.nbytes) if self.inner is None else (self.inner.least(x), self.inner.smallest(x))
+        return min(x.nbytes, self.size(x, 0, self.pairs()[0], least[0]), least[1])
 
-    def plan(self, x: Entries, limit: int | None) -> tuple[tuple[Rung, Rung], int]:
+    def plan(self, x: Entries, limit: int | None) -> tuple[Pair, int]:
         """The widths, and the number of salient tokens that fit."""
         free = max(0, x.count - self.sinks - self.recent - self.heavy)
         if limit is None:
             return self._own(), round(self.ratio * free)
         for pair in reversed(self.pairs()):
-            found = most(free, lambda n, p=pair: self.size(x, n, p), limit)  # type: ignore[misc]
+            found = tiering.most(free, lambda n, p=pair: self.size(x, n, p), limit)  # type: ignore[misc]
             if found is not None:
                 return pair, found
         raise BudgetError(limit, self.smallest(x), "bytes", who=self.full_name(), why=self.why())
@@ -157,15 +158,16 @@ class ZipCache(KVSelector):
         x = x.asked(*self.asks(x.tokens))
         if isinstance(x, Tiered):
             return self._grown(x, limit)
+        if self.inner is not None:
+            room = partial(self.size, x, 0, (_KEPT, _KEPT))
+            x = tiering.thinned(x, self.inner, room, limit)
+            if x.nbytes <= (limit or 0):
+                return x
         pair, salient = self.plan(x, limit)
-        full, score = edges(x.shown(), self.sinks, self.recent), self.score(x)
-        full |= best(score.masked_fill(full, torch.inf), min(x.count, self.sinks + self.recent + self.heavy))
-        top = best(score.masked_fill(full, -torch.inf), salient) & ~full
-        return split(x, torch.where(full, 0, torch.where(top, 1, 2)), partial(self._made, x, pair))
+        tier = tiering.ranks(self.score(x), x.shown(), self.sinks, self.recent, self.heavy, salient)
+        return tiering.split(x, tier, partial(self._made, x, pair))
 
-    def _made(
-        self, x: Entries, pair: tuple[Rung, Rung], tier: int, some: Entries, behind: Tier | None
-    ) -> Tier:
+    def _made(self, x: Entries, pair: Pair, tier: int, some: Entries, behind: Tier | None) -> Tier:
         rung = pair[2 - tier]
         order = channel_order(some, x.queries, x.query_positions, rung) if behind is None else None
         s, z = factors(some, self.centred) if behind is None else (None, None)
@@ -177,22 +179,20 @@ class ZipCache(KVSelector):
             return x if budget is None or x.nbytes <= (budget.bytes or 0) else self.select(x, budget)
         if x.buffered < self.gap:
             return x
-        full = Entries(
-            keys=x.keys, values=x.values, positions=where_in_full(x), valid=in_full(x), queries=x.queries,
-            query_positions=x.query_positions, scale=x.scale, seen=x.tokens,
-        )  # fmt: skip
-        return self._moved(x, self.score(full), x.tiers[0].count / max(1, sum(t.count for t in x.tiers)))
+        share = x.tiers[0].count / max(1, x.count - x.full)
+        return self._moved(x, self.score(tiering.only_full(x)), share)
 
     def _moved(self, x: Tiered, score: Tensor, share: float) -> Tiered:
         """What came since the last time is packed; score [B, H, F] is of what stands in full."""
-        free = movable(x, self.sinks + self.heavy, self.recent)
-        top = best(score.masked_fill(~free, -torch.inf), round(share * int(free[0, 0].sum())))
-        return extend(x, torch.where(free, torch.where(top, 1, 2), 0), partial(self._made, x, self._own()))
+        free = tiering.movable(x, self.sinks + self.heavy, self.recent)
+        top = tiering.best(score.masked_fill(~free, -torch.inf), round(share * int(free[0, 0].sum())))
+        moves = torch.where(free, torch.where(top, 1, 2), 0)
+        return tiering.extend(x, moves, partial(self._made, x, self._own()))
 
     def _grown(self, x: Tiered, limit: int | None) -> Entries:
         """A later turn: what came since is packed, with as many salient tokens as fit; else all is packed anew."""
         plain = x.plain()
-        score = self.score(plain).gather(2, places(x.tier_of(), 0))
+        score = self.score(plain).gather(2, tiering.places(x.tier_of(), 0))
         for share in (1.0, 0.75, 0.5, 0.25, 0.0):
             y = self._moved(x, score, share)
             if limit is None or y.nbytes <= limit:
