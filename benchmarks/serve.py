@@ -1,16 +1,18 @@
 """The server under the requests of a production trace: tokens a second, time to first token, memory over time.
 
-    python benchmarks/serve.py [--model smollm2] [--memory 1.5GB] [--requests 24] [--minutes 2] [--threads 2]
-                               [--kv 25% --with kv.snapkv] [--only alone,together,overload]
+    python benchmarks/serve.py [--model smollm2] [--memory 1.5GB] [--requests 24] [--minutes 2] [--threads 2] [--quick]
+                               [--kv 25% --with kv.snapkv] [--only alone,together,talks,overload]
 
 Lengths and order are those of the first conversations in mooncake_conversation.jsonl (or, without that file, drawn
 from log-normal lengths), prompts divided by --shrink-prompt and answers by --shrink-answer, because the trace is of a
-large service; prompts are tokens of real text, so every answer has exactly its length in the trace.
+large service; prompts are tokens of real text, another part of it in every run, so that nothing is known from before.
   alone      one client: each request waits for the one before
-  together   eight clients, each as soon as its last answer is complete; the same requests, the same server
-  overload   requests come by the trace's clock, sped up to twice what `together` sustained, for --minutes
+  together   eight clients, each as soon as its last answer is complete; requests of the same lengths, the same server
+  talks      eight clients, each with a conversation of four turns: turns after the first need not be read again
+  overload   requests come by the trace's clock, sped up to twice what `together` sustained (or --rate), for --minutes
 Alone and together run in turn, three times; ratios are of the best runs. The server is a process of its own; its
-resident memory and CPU time are the kernel's figures. Writes benchmarks/results/serve.json.
+resident memory and CPU time are the kernel's figures. Writes benchmarks/results/serve.json, after every arm and twice a
+minute: what a run was ended in the middle of (SIGINT, SIGTERM, or worse) keeps its figures up to then, marked as cut.
 """
 
 from __future__ import annotations
@@ -20,62 +22,24 @@ import asyncio
 import itertools
 import json
 import os
-import random
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+from serve_load import CLIENTS, TRACE, Asked, Load, closed, opened, requests, talked
 
 from holdall.report import Report, provenance
-from holdall.weights.model import Model
-from holdall.weights.texts import held_out_text
 
 HERE = Path(__file__).parent
-TRACE = HERE.parent.parent / "shared" / "data" / "traces" / "mooncake_conversation.jsonl"
-CLIENTS = 8
-
-
-@dataclass(frozen=True)
-class Asked:
-    at: float  # seconds in the trace
-    ids: list[int]
-    most: int
-
-
-@dataclass
-class Told:
-    status: int
-    tokens: int = 0
-    first: float = 0.0
-    seconds: float = 0.0
-    fault: str = ""
-
-
-def requests(model: str, prompt: int, answer: int) -> Iterator[Asked]:
-    """The trace's conversations, over and over; each prompt is another part of a real text."""
-    ids = Model.read(model).tokenizer().encode(held_out_text()[:2_000_000])
-    if TRACE.exists():
-        rows = [json.loads(line) for line in TRACE.read_text().splitlines()]
-        lengths = [(r["timestamp"] / 1000, r["input_length"], r["output_length"]) for r in rows]
-    else:
-        lot = random.Random(0)
-        drawn = [(lot.lognormvariate(8.9, 1.0), lot.lognormvariate(5.6, 0.8)) for _ in range(2000)]
-        lengths = [(0.3 * i, int(a), int(b)) for i, (a, b) in enumerate(drawn)]
-    start = 0.0
-    for turn in itertools.count():
-        for i, (at, before, after) in enumerate(lengths):
-            size = min(1500, max(16, before // prompt))
-            where = (7919 * (i + turn)) % (len(ids) - size)
-            yield Asked(start + at, ids[where : where + size], min(400, max(4, after // answer)))
-        start += lengths[-1][0]
 
 
 @contextmanager
@@ -84,7 +48,8 @@ def server(args: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
     words += ["--memory", args.memory, "--port", "0", "--json", "--slots", str(CLIENTS), "--queue", "32"]
     words += (["--kv", args.kv] if args.kv else []) + (["--with", args.with_] if args.with_ else [])
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env) as work:
+    # A session of its own: what ends this run in the middle must leave the server to be asked for its memory.
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True) as work:
         assert work.stdout is not None
         line = work.stdout.readline()
         if not line:
@@ -95,54 +60,6 @@ def server(args: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
             work.terminate()
             if work.wait(60) != 0:
                 raise SystemExit(f"the server ended with {work.returncode}")
-
-
-async def ask(client: httpx.AsyncClient, model: str, asked: Asked) -> Told:
-    """One streamed request. The model's own end may come early: what counts is what was really generated."""
-    body = {
-        "model": model, "prompt": asked.ids, "max_tokens": asked.most, "temperature": 0, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    start, told = time.perf_counter(), Told(0)
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
-        told.status = answer.status_code
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                event = json.loads(line[6:])
-                told.fault = event.get("error", {}).get("message", told.fault)
-                told.first = told.first or time.perf_counter() - start
-                if event.get("usage"):
-                    told.tokens = event["usage"]["completion_tokens"]
-    told.seconds = time.perf_counter() - start
-    return told
-
-
-async def closed(url: str, model: str, work: list[Asked], clients: int) -> list[Told]:
-    """So many clients, each with the next request as soon as its last one is answered."""
-    left, told = iter(work), []
-
-    async def one() -> None:
-        for asked in left:
-            told.append(await ask(client, model, asked))
-
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        await asyncio.gather(*(one() for _ in range(clients)))
-    return told
-
-
-async def opened(url: str, model: str, work: Iterator[Asked], speed: float, seconds: float) -> list[Told]:
-    """Requests by the trace's clock, `speed` times as fast, whether or not anything was answered."""
-    tasks, start = [], time.perf_counter()
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        for asked in work:
-            wait = asked.at / speed - (time.perf_counter() - start)
-            if wait > 0:
-                await asyncio.sleep(wait)
-            if time.perf_counter() - start > seconds:
-                break
-            tasks.append(asyncio.create_task(ask(client, model, asked)))
-        return list(await asyncio.gather(*tasks))
 
 
 class Sampled:
@@ -158,26 +75,49 @@ class Sampled:
             await asyncio.sleep(0.5)
 
 
-async def measured(process: psutil.Process, load: Any) -> tuple[dict[str, float], list[tuple[float, int]]]:
-    """What a load got, and what it took."""
+async def measured(bench: Bench, arm: str, load: Load, work: Coroutine[Any, Any, None]) -> dict[str, Any]:
+    """What a load got, and what it took; a signal ends it, and what there is up to then counts."""
+    process = bench.process
     sampled = Sampled(process)
-    watching = asyncio.create_task(sampled.watch())
     cpu, start = sum(process.cpu_times()[:2]), time.perf_counter()
-    told: list[Told] = await load
-    seconds, used = time.perf_counter() - start, sum(process.cpu_times()[:2]) - cpu
-    watching.cancel()
-    good = [t for t in told if t.status == 200 and not t.fault]
+    jobs = [asyncio.create_task(work), asyncio.create_task(sampled.watch())]
+
+    def row(cut: bool) -> dict[str, Any]:
+        spent = sum(process.cpu_times()[:2]) - cpu
+        found = figures(load, time.perf_counter() - start, spent, sampled.points)
+        return {**found, "resident_growth": flatness(sampled.points), **({"cut": 1} if cut else {})}
+
+    def ended() -> None:
+        bench.ended = True
+        jobs[0].cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended)
+    while not (await asyncio.wait(jobs[:1], timeout=30))[0]:
+        bench.keep(arm, row(True), sampled.points)
+    jobs[1].cancel()
+    with suppress(asyncio.CancelledError):
+        await jobs[0]
+    found = row(bench.ended)
+    bench.keep(arm, found, sampled.points)
+    print(f"{arm}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()), flush=True)
+    return found
+
+
+def figures(load: Load, seconds: float, used: float, points: list[tuple[float, int]]) -> dict[str, Any]:
+    good = [t for t in load.told if t.status == 200 and not t.fault]
+    refused = sum(t.status == 429 for t in load.told)
     firsts = sorted(t.first for t in good) or [0.0]
     tokens = sum(t.tokens for t in good)
-    row: dict[str, float] = {
-        "requests": len(told), "answered": len(good), "refused": sum(t.status == 429 for t in told),
-        "failed": len(told) - len(good) - sum(t.status == 429 for t in told), "new_tokens": tokens,
-        "seconds": seconds, "cpu_seconds": used, "tokens_per_second": tokens / seconds,
+    return {
+        "requests": load.sent, "answered": len(good), "refused": refused,
+        "failed": len(load.told) - len(good) - refused, "under_way": load.sent - len(load.told),
+        "prompt_tokens": sum(t.prompt for t in good), "reused_tokens": sum(t.reused for t in good),
+        "new_tokens": tokens, "seconds": seconds, "cpu_seconds": used, "tokens_per_second": tokens / seconds,
         "tokens_per_cpu_second": tokens / max(used, 1e-9), "first_token_median": statistics.median(firsts),
         "first_token_p95": firsts[int(0.95 * (len(firsts) - 1))],
-        "resident_peak_bytes": max(p[1] for p in sampled.points),
+        "resident_peak_bytes": max((p[1] for p in points), default=0),
     }  # fmt: skip
-    return row, sampled.points
 
 
 def flatness(points: list[tuple[float, int]]) -> float:
@@ -189,42 +129,66 @@ def flatness(points: list[tuple[float, int]]) -> float:
     return late / early - 1
 
 
-def race(args: argparse.Namespace) -> dict[str, Any]:
-    rows: dict[str, dict[str, float]] = {}
-    curves: dict[str, Any] = {}
-    trace = requests(args.model, args.shrink_prompt, args.shrink_answer)
-    work = list(itertools.islice(trace, args.requests))
-    name = Path(args.model).stem
-    with server(args) as (url, process):
-        asyncio.run(closed(url, name, work[:2], 1))  # warm
-        arms = {"alone": 1, "together": CLIENTS}
-        for turn in range(args.runs):
-            for arm, clients in arms.items():
-                if arm in args.only:
-                    row, curve = asyncio.run(measured(process, closed(url, name, work, clients)))
-                    say(f"{arm} {turn + 1}", row)
-                    if arm not in rows or row["tokens_per_second"] > rows[arm]["tokens_per_second"]:
-                        rows[arm], curves[arm] = row, curve
-        if "overload" in args.only:
-            sustained = rows["together"]["answered"] / rows["together"]["seconds"]
-            some = list(itertools.islice(trace, 1000))  # the trace comes in bursts; its rate is that of many
-            speed = 2 * sustained * (some[-1].at - some[0].at) / len(some)
-            load = opened(
-                url,
-                name,
-                requests(args.model, args.shrink_prompt, args.shrink_answer),
-                speed,
-                60 * args.minutes,
-            )
-            rows["overload"], curves["overload"] = asyncio.run(measured(process, load))
-            rows["overload"]["resident_growth"] = flatness(curves["overload"])
-            say("overload", rows["overload"])
-        left = httpx.get(f"{url}/memory").json()
-    return {"rows": rows, "curves": curves, "memory_after": left}
+@dataclass
+class Bench:
+    """A race: the server, and the figures so far, which are on disk at any time."""
+
+    args: argparse.Namespace
+    url: str
+    process: psutil.Process
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+
+    def keep(self, arm: str, row: dict[str, Any], curve: Any) -> None:
+        """The best run of an arm; one that was cut gives way to any other."""
+        old = self.rows.get(arm)
+        speed = "tokens_per_second"
+        if old is None or "cut" in old or ("cut" not in row and row[speed] > old[speed]):
+            self.rows[arm], self.curves[arm] = row, curve
+        self.write()
+
+    def write(self, **more: Any) -> Report:
+        told = {k: v for k, v in vars(self.args).items() if k != "out"}
+        facts = provenance(**told, trace=TRACE.name if TRACE.exists() else "drawn")
+        report = Report(self.rows, baseline="alone" if "alone" in self.rows else None, provenance=facts)
+        place = Path(self.args.out)
+        place.with_suffix(".part").write_text(report.to_json(curves=self.curves, **more) + "\n")
+        place.with_suffix(".part").replace(place)
+        return report
 
 
-def say(arm: str, row: dict[str, float]) -> None:
-    print(f"{arm}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+def race(bench: Bench) -> None:
+    args, url, name = bench.args, bench.url, Path(bench.args.model).stem
+    salts = itertools.count(1)
+
+    def run(arm: str, work: Callable[[Load], Coroutine[Any, Any, None]]) -> None:
+        async def once() -> None:
+            load = Load()
+            await measured(bench, arm, load, work(load))
+
+        if not bench.ended:
+            asyncio.run(once())
+
+    def some(count: int) -> list[Asked]:
+        return list(itertools.islice(requests(args, next(salts)), count))
+
+    asyncio.run(closed(Load(), url, name, some(2), 1))  # warm
+    for _ in range(args.runs):
+        for arm, clients in {"alone": 1, "together": CLIENTS}.items():
+            if arm in args.only:
+                run(arm, lambda load, n=clients: closed(load, url, name, some(args.requests), n))
+    if "talks" in args.only:
+        run("talks", lambda load: talked(load, url, name))
+    if "overload" in args.only and not bench.ended:
+        together = bench.rows.get("together")
+        rate = args.rate or 2 * together["answered"] / together["seconds"]
+        many = list(
+            itertools.islice(requests(args), 1000)
+        )  # the trace comes in bursts; its rate is that of many
+        speed = rate * (many[-1].at - many[0].at) / len(many)
+        work = requests(args, next(salts))
+        run("overload", lambda load: opened(load, url, name, work, speed, 60 * args.minutes))
 
 
 def main() -> None:
@@ -238,24 +202,25 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--rate", type=float, help="requests a second of the overload")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shrink-prompt", type=int, default=64)
     parser.add_argument("--shrink-answer", type=int, default=8)
-    parser.add_argument("--only", default="alone,together,overload", type=lambda text: text.split(","))
+    parser.add_argument("--quick", action="store_true", help="some minutes in all, for a look")
+    parser.add_argument("--only", default="alone,together,talks,overload", type=lambda text: text.split(","))
     parser.add_argument("--out", default=str(HERE / "results" / "serve.json"))
     args = parser.parse_args()
-    found = race(args)
-    facts = provenance(
-        **{k: v for k, v in vars(args).items() if k != "out"}, trace=TRACE.name if TRACE.exists() else "drawn"
-    )
-    baseline = "alone" if "alone" in found["rows"] else None
-    report = Report(found["rows"], baseline=baseline, provenance=facts)
-    shown = ("answered", "refused", "failed", "tokens_per_second", "tokens_per_cpu_second", "first_token_median",
-             "first_token_p95", "resident_peak_bytes")  # fmt: skip
+    if args.quick:
+        args.requests, args.runs, args.minutes = 8, 1, 0.5
+    if "overload" in args.only and not args.rate and "together" not in args.only:
+        parser.error("overload takes its rate from together, or from --rate")
+    with server(args) as (url, process):
+        bench = Bench(args, url, process)
+        race(bench)
+        report = bench.write(memory_after=httpx.get(f"{url}/memory").json())
+    shown = ("answered", "refused", "failed", "reused_tokens", "tokens_per_second", "tokens_per_cpu_second",
+             "first_token_median", "first_token_p95", "resident_peak_bytes")  # fmt: skip
     print(report.as_table(shown))
-    Path(args.out).write_text(
-        report.to_json(curves=found["curves"], memory_after=found["memory_after"]) + "\n"
-    )
 
 
 if __name__ == "__main__":
