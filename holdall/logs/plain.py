@@ -132,7 +132,7 @@ class Yards:
 
     @cached_property
     def quick(self) -> list[int]:
-        """lzma in a few hundredths of the time. It is asked too because zstd tells new text and old text apart otherwise:
+        """lzma in a few hundredths of the time. It is asked too because zstd tells new text and old apart otherwise:
         where all is new first and comes again later, it alone was seen to say 1.2 of what xz needs."""
         kind = {**bs.filters(len(self.raw))[0], "preset": 1}
         return trail(self.raw, lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[kind]))
