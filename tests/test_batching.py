@@ -30,6 +30,8 @@ _KINDS: dict[str, Callable[[], Any]] = {
     "qwen": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**_SHAPE)),
     "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**_SHAPE, sliding_window=20)),
     "gemma": lambda: t.Gemma3ForCausalLM(t.Gemma3TextConfig(**_SHAPE, **_SLIDES)),
+    "wide": lambda: t.LlamaForCausalLM(t.LlamaConfig(**_SHAPE, head_dim=16)),
+    "wide gemma": lambda: t.Gemma3ForCausalLM(t.Gemma3TextConfig(**_SHAPE, **{**_SLIDES, "head_dim": 32})),
     "gpt2": lambda: t.GPT2LMHeadModel(
         t.GPT2Config(vocab_size=101, n_embd=48, n_layer=3, n_head=6, n_positions=512, pad_token_id=0)
     ),

@@ -2,14 +2,17 @@
 
 One pass is either the next token of several slots, each at its own position, or a piece of one slot's prompt. Every
 slot is attended to alone, over exactly the tokens that it has: what it gets does not depend on its neighbours, and
-nothing beyond a slot's end is ever read. The queries come through the room's hook (`holdall.kv.hook`).
+nothing beyond a slot's end is ever read. The queries come through the room's hook (`holdall.kv.hook`). Next tokens go
+through `slot_attention`, all slots in one call, where its kernels take the model's shape.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -19,6 +22,9 @@ from holdall.errors import BadInput
 from holdall.kv.entries import Entries
 from holdall.kv.hook import Step
 from holdall.kv.slots import Slots
+from holdall.parts.rows import by_rows
+
+WORTH = 1_000_000  # numbers of keys that are worth another thread
 
 
 class SlotCache(transformers.Cache):
@@ -31,12 +37,19 @@ class SlotCache(transformers.Cache):
         self._rows: list[int] = []
         self._ends: list[int] = []  # tokens that each of these slots has after the pass
         self._at: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
+        told = slots.geometry
+        self._kernels = told.dim % 16 == 0 and told.dtype in ("float32", "bfloat16")
+        self._places, self._written = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._flat: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def tokens(self, rows: Sequence[int], ends: Sequence[int]) -> dict[str, Any]:
         """The pass is one token for each of the slots `rows`, which then have `ends` tokens."""
         self._rows, self._ends = list(rows), list(ends)
         at = torch.tensor(self._ends) - 1
         self._at = torch.tensor(self._rows), at
+        slot, token, *_ = self.slots.keys[0].stride()
+        self._places = np.array(self._rows, np.int64) * slot
+        self._written = self._places + at.numpy() * token
         return self._call(at[:, None])
 
     def piece(self, row: int, start: int, end: int) -> dict[str, Any]:
@@ -59,7 +72,12 @@ class SlotCache(transformers.Cache):
         """What transformers calls: write into the slots, and give back stand-ins that lead to `attend`."""
         keys, values = self.slots.keys[layer_idx], self.slots.values[layer_idx]  # [B, S, H, D]
         new = key_states.shape[2]
-        if new == 1:
+        if new == 1 and self._kernels:
+            from holdall.kv.slot_attention import write
+
+            k, v = (_bits(t.reshape(len(t), -1)) for t in (key_states, value_states))
+            write(*self._tensors(layer_idx), k, v, self._written + int(keys.storage_offset()))
+        elif new == 1:
             keys[self._at] = key_states[:, :, 0]
             values[self._at] = value_states[:, :, 0]
         else:
@@ -79,6 +97,8 @@ class SlotCache(transformers.Cache):
             return functional.scaled_dot_product_attention(
                 query, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=True
             )
+        if self._kernels:
+            return self._attend(layer, query, scale)
         grouped = query.reshape(n, h, -1, d)  # the heads that share keys are queries of one head
         out = torch.empty_like(grouped)
         for i, (row, end) in enumerate(zip(self._rows, self._ends, strict=True)):
@@ -86,6 +106,30 @@ class SlotCache(transformers.Cache):
             k, v = (t[row, first:end].transpose(0, 1)[None] for t in (keys, values))  # [1, H, T, D]
             out[i : i + 1] = functional.scaled_dot_product_attention(grouped[i : i + 1], k, v, scale=scale)
         return out.reshape(query.shape)
+
+    def _attend(self, layer: int, query: Tensor, scale: float | None) -> Tensor:
+        from holdall.kv.slot_attention import attend
+
+        keys, n, h, d = self.slots.keys[layer], len(self._rows), self.slots.geometry.heads, query.shape[-1]
+        ends = np.array(self._ends, np.int64)
+        firsts = np.maximum(0, ends - self.reach[layer])
+        grouped = query.reshape(n * h, -1, d).float().contiguous()  # heads that share keys stand together
+        out = torch.empty_like(grouped)
+        places, steps = self._places + int(keys.storage_offset()), np.array(keys.stride()[1:3])
+        by_rows(
+            attend, n * h, int((ends - firsts).sum()) * h * d / WORTH,
+            grouped.numpy(), *self._tensors(layer), places, steps, firsts, ends,
+            1 / math.sqrt(d) if scale is None else scale, out.numpy(),
+        )  # fmt: skip
+        return out.to(query.dtype).reshape(query.shape)
+
+    def _tensors(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """All that stands behind a layer's keys and values, flat."""
+        if layer not in self._flat:
+            k, v = (_bits(t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0))
+                    for t in (self.slots.keys[layer], self.slots.values[layer]))  # fmt: skip
+            self._flat[layer] = k, v
+        return self._flat[layer]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self._ends, default=0)
@@ -109,6 +153,12 @@ class _Attention(Step):
 
     def product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         raise BadInput("attention", "eager", 'attn_implementation="sdpa"')
+
+
+def _bits(x: Tensor) -> np.ndarray:
+    """As the kernels take it: float32, or the bits of bfloat16."""
+    found: np.ndarray = (x if x.dtype == torch.float32 else x.view(torch.uint16)).detach().numpy()
+    return found
 
 
 def _nothing(query: Tensor, mask: Tensor | None, scale: float | None) -> None:

@@ -93,7 +93,7 @@ def products(
     for i in range(first, last, ROWS):
         some = min(ROWS, last - i)
         _tile(signs, a, b, i, some, tile)
-        _multiply(tile, 0, some, x, y, start + i)
+        _multiply(tile.reshape(-1), 0, some, x, y, start + i)
 
 
 def naive_few(w: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -108,37 +108,41 @@ def few(w: np.ndarray, x: np.ndarray, y: np.ndarray, first: int, last: int) -> N
     Each weight is read once, which is all that counts for a few tokens. (Libraries lay the matrix out anew for more
     than two tokens, and take two to three times as long for eight.)
     """
-    whole = last - (last - first) % ROWS
+    whole, n = last - (last - first) % ROWS, x.shape[1]
+    flat = w.reshape(-1)
     for i in range(first, whole, ROWS):
-        _multiply(w, i, ROWS, x, y, i)
+        _multiply(flat, i * n, ROWS, x, y, i)
     if whole < last:
-        tile = np.zeros((ROWS, w.shape[1]), w.dtype)
+        tile = np.zeros((ROWS, n), w.dtype)
         tile[: last - whole] = w[whole:last]
-        _multiply(tile, 0, last - whole, x, y, whole)
+        _multiply(tile.reshape(-1), 0, last - whole, x, y, whole)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _multiply(w: np.ndarray, row: int, rows: int, x: np.ndarray, y: np.ndarray, start: int) -> None:
-    """y[:, start : start + rows] = x times the rows from `row` on of w, which has four of them."""
-    sums = np.empty(16, np.float32)
+def _multiply(w: np.ndarray, place: int, rows: int, x: np.ndarray, y: np.ndarray, start: int) -> None:
+    """y[:, start : start + rows] = x times the rows from `place` on of a flat matrix, which has four of them there."""
+    n, sums = x.shape[1], np.empty(16, np.float32)
     for first in range(0, len(x), 4):
         some = min(4, len(x) - first)
-        _dots(w, row, x, first, some, sums)
+        dots(w, place, n, x, first, some, sums)
         for t in range(some):
             for i in range(rows):
                 y[first + t, start + i] = sums[i * some + t]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _dots(w: np.ndarray, row: int, x: np.ndarray, first: int, tokens: int, out: np.ndarray) -> None:
+def dots(
+    w: np.ndarray, start: int, stride: int, x: np.ndarray, first: int, tokens: int, out: np.ndarray
+) -> None:
+    """Four rows of w, `stride` apart from `start` on, times up to four tokens: see `lanes`."""
     if tokens == 4:
-        dots_4(w, row, x, first, out)
+        dots_4(w, start, stride, x, first, out)
     elif tokens == 3:
-        dots_3(w, row, x, first, out)
+        dots_3(w, start, stride, x, first, out)
     elif tokens == 2:
-        dots_2(w, row, x, first, out)
+        dots_2(w, start, stride, x, first, out)
     else:
-        dots_1(w, row, x, first, out)
+        dots_1(w, start, stride, x, first, out)
 
 
 def naive_feedback_signs(

@@ -108,34 +108,92 @@ def folded(builder: Any, vectors: list[Any]) -> Any:
 
 
 def _dots(tokens: int) -> Any:
-    """fn(w [M, n] f32, or bfloat16 as u16, row, x f32 [T, n], token, out f32 [16]): out[tokens * i + t] is
-    w[row + i] times x[token + t] over the whole groups of sixteen columns, for four rows."""
+    """fn(w flat, f32 or bfloat16 as u16, start, stride, x f32 [T, n], token, out f32 [16]): out[tokens * i + t] is
+    w[start + stride * i :] times x[token + t] over the whole groups of sixteen columns of x, for four i."""
 
     @intrinsic
-    def dots(typingctx: Any, w: Any, row: Any, x: Any, token: Any, out: Any) -> Any:
+    def dots(typingctx: Any, w: Any, start: Any, stride: Any, x: Any, token: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            weights, inputs, into = (data(context, builder, signature.args[i], args[i]) for i in (0, 2, 4))
-            n = shape(context, builder, signature.args[0], args[0])[1]
+            weights, inputs, into = (data(context, builder, signature.args[i], args[i]) for i in (0, 3, 5))
+            n = shape(context, builder, signature.args[3], args[3])[1]
             number = n.type
-            rows = [at(builder, builder.add(args[1], number(i)), n, number(0)) for i in range(ROWS)]
-            inner = [at(builder, builder.add(args[3], number(t)), n, number(0)) for t in range(tokens)]
+            rows = [at(builder, number(i), args[2], args[1]) for i in range(ROWS)]
+            inner = [at(builder, builder.add(args[4], number(t)), n, number(0)) for t in range(tokens)]
             held = [cgutils.alloca_once_value(builder, ZERO) for _ in range(ROWS * tokens)]
             with cgutils.for_range(builder, builder.udiv(n, number(LANES))) as loop:
                 column = builder.mul(loop.index, number(LANES))
-                for start in rows:  # the next four are far from these
-                    prefetch(builder, weights, builder.add(at(builder, n, number(ROWS), start), column))
-                lanes = [load(builder, inputs, builder.add(start, column)) for start in inner]
-                for i, start in enumerate(rows):
-                    mine = load(builder, weights, builder.add(start, column))
+                for first in rows:  # the next four are far from these
+                    prefetch(builder, weights, builder.add(at(builder, args[2], number(ROWS), first), column))
+                lanes = [load(builder, inputs, builder.add(first, column)) for first in inner]
+                for i, first in enumerate(rows):
+                    mine = load(builder, weights, builder.add(first, column))
                     for sums, lane in zip(held[i * tokens : (i + 1) * tokens], lanes, strict=True):
                         add_product(builder, sums, mine, lane)
             sums = [builder.load(h) for h in held] + [ZERO] * (LANES - len(held))
             store(builder, folded(builder, sums), into, number(0))
             return context.get_dummy_value()
 
-        return types.void(w, types.intp, x, types.intp, out), codegen
+        return types.void(w, types.intp, types.intp, x, types.intp, out), codegen
 
     return dots
 
 
 dots_1, dots_2, dots_3, dots_4 = (_dots(tokens) for tokens in (1, 2, 3, 4))
+
+
+class _Mix:
+    """The operands of `mix`, and code for some neighbouring groups of lanes."""
+
+    def __init__(self, context: Any, builder: Any, kinds: Any, args: Any, tokens: int):
+        self.builder, (_, self.start, self.stride, _, first, self.rows, _) = builder, args
+        self.values, self.factors, self.into = (data(context, builder, kinds[i], args[i]) for i in (0, 3, 6))
+        self.width, self.n = (shape(context, builder, kinds[i], args[i])[1] for i in (3, 6))
+        self.number = self.n.type
+        self.tokens = [builder.add(first, self.number(t)) for t in range(tokens)]
+        self.held = [[cgutils.alloca_once(builder, VECTOR) for _ in range(ROWS)] for _ in self.tokens]
+
+    def write(self, group: Any, wide: int) -> None:
+        """Groups [group, group + wide) of what all tokens get."""
+        builder = self.builder
+        columns = [builder.mul(builder.add(group, self.number(c)), self.number(LANES)) for c in range(wide)]
+        for sums in self.held:
+            for c in range(wide):
+                builder.store(ZERO, sums[c])
+        with cgutils.for_range(builder, self.rows) as row:
+            there = at(builder, row.index, self.stride, self.start)
+            mine = []
+            for column in columns:
+                where = builder.add(there, column)
+                prefetch(builder, self.values, at(builder, self.stride, self.number(2 * ROWS), where))
+                mine.append(load(builder, self.values, where))
+            for sums, token in zip(self.held, self.tokens, strict=True):
+                factor = spread(builder, self.factors, at(builder, token, self.width, row.index))
+                for c, lanes in enumerate(mine):
+                    add_product(builder, sums[c], factor, lanes)
+        for sums, token in zip(self.held, self.tokens, strict=True):
+            for c, column in enumerate(columns):
+                store(builder, builder.load(sums[c]), self.into, at(builder, token, self.n, column))
+
+
+def _mix(tokens: int) -> Any:
+    """fn(v flat, f32 or bfloat16 as u16, start, stride, x f32 [., T], token, rows, out f32 [., n]): out[token + t] is
+    the sum over `rows` i of x[token + t, i] times v[start + stride * i :], for whole groups of sixteen columns."""
+
+    @intrinsic
+    def mix(typingctx: Any, v: Any, start: Any, stride: Any, x: Any, token: Any, rows: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            work = _Mix(context, builder, signature.args, args, tokens)
+            groups, wide = builder.udiv(work.n, work.number(LANES)), work.number(ROWS)
+            whole = builder.udiv(groups, wide)
+            with cgutils.for_range(builder, whole) as loop:
+                work.write(builder.mul(loop.index, wide), ROWS)
+            with cgutils.for_range(builder, builder.urem(groups, wide)) as loop:
+                work.write(at(builder, whole, wide, loop.index), 1)
+            return context.get_dummy_value()
+
+        return types.void(v, types.intp, types.intp, x, types.intp, types.intp, out), codegen
+
+    return mix
+
+
+mix_1, mix_2, mix_3, mix_4 = (_mix(tokens) for tokens in (1, 2, 3, 4))
