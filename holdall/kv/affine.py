@@ -127,6 +127,9 @@ class ByChannel(Codes):
 
     def at(self, order: Tensor) -> ByChannel:
         """The tokens in another order [B, H, N], as one part; only where the tokens have grids."""
+        if self.codes.device.type == "cpu":
+            a, m = (None if t is None else _in_order(t, order) for t in (self.a, self.m))
+            return self.but(codes=_keys_in_order(self, order), ends=(order.shape[2],), a=a, m=m)
         q = self.whole_numbers().gather(2, order[..., None].expand(*order.shape, self.channels))
         a, m = (None if t is None else t.gather(2, order) for t in (self.a, self.m))
         return self.but(codes=pack_bands(q[:, :, None], self.bands), ends=(q.shape[2],), a=a, m=m)
@@ -173,6 +176,8 @@ class ByToken(Codes):
 
     def at(self, order: Tensor) -> ByToken:
         """The tokens in another order [B, H, N]; only where every head has its own grids."""
+        if self.codes.device.type == "cpu":
+            return self.but(**{k: _in_order(getattr(self, k), order) for k in ("codes", "a", "m")})
         codes = self.codes.gather(2, order[..., None].expand_as(self.codes))
         return self.but(codes=codes, a=self.a.gather(2, order), m=self.m.gather(2, order))
 
@@ -182,3 +187,23 @@ def pack_bands(codes: Tensor, bands: Bands) -> Tensor:
     slices = codes.transpose(3, 4).split([count for count, _ in bands], dim=3)  # [B, H, P, count, n]
     packed = [pack(part, bits).flatten(3) for part, (_, bits) in zip(slices, bands, strict=True)]
     return torch.cat(packed, dim=3).flatten(2)
+
+
+def _in_order(held: Tensor, order: Tensor) -> Tensor:
+    """`held` [B, H, N, ...] at `order` [B, H, N], which is mostly runs of neighbours."""
+    from holdall.kv.code_kernels import reorder_rows
+
+    out, (b, h, n) = torch.empty_like(held), order.shape
+    rows = [t.contiguous().view(b * h, n, -1).view(torch.uint8).numpy() for t in (held, out)]
+    reorder_rows(rows[0], order.flatten(0, 1).numpy(), rows[1], 0, b * h)
+    return out
+
+
+def _keys_in_order(keys: ByChannel, order: Tensor) -> Tensor:
+    """The codes of keys [B, H, N, D] at `order`, as one part."""
+    from holdall.kv.code_kernels import reorder_keys
+
+    (b, h, n), (codes, bands, ends) = order.shape, keys.arrays[:3]
+    out = torch.empty(b, h, sum(count * width(n, bits) for count, bits in keys.bands), dtype=torch.uint8)
+    reorder_keys(codes, bands, ends, order.flatten(0, 1).numpy(), out.flatten(0, 1).numpy(), 0, b * h)
+    return out

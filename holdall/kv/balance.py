@@ -49,16 +49,24 @@ def balancer(x: Entries, less: Tensor | None = None) -> Tensor:
     (b, h, _), d = x.shape, x.keys.shape[3]
     if x.queries is None or not x.count or not x.queries.shape[2]:
         return torch.ones(b, h, d, device=x.keys.device)
-    queries = x.queries.masked_fill((x.query_columns() < 0)[:, None, :, None], 0)
-    asked = queries.float().abs().reshape(b, h, -1, d).amax(2)
-    keys = x.keys.float() if less is None else x.keys.float() - less[:, :, None]
-    held = keys.masked_fill(~x.shown()[..., None], 0).abs().amax(2)
+    queries, padded = x.queries, x.query_columns() < 0
+    if bool(padded.any()):
+        queries = queries.masked_fill(padded[:, None, :, None], 0)
+    asked = queries.abs().reshape(b, h, -1, d).amax(2).float()
+    if x.valid is None:  # the largest of |k - z| is at an end
+        most, least = x.keys.amax(2).float(), x.keys.amin(2).float()
+        held = most.abs().maximum(least.abs()) if less is None else (most - less).maximum(less - least)
+    else:
+        keys = x.keys.float() if less is None else x.keys.float() - less[:, :, None]
+        held = keys.masked_fill(~x.shown()[..., None], 0).abs().amax(2)
     found = (asked / held.clamp(min=1e-30)).sqrt().clamp(1 / _GUARD, _GUARD)
     return torch.where((asked > 0) & (held > 0), found, 1.0)
 
 
 def middle(x: Entries, of: Tensor) -> Tensor:
     """The mean of each channel of the keys or values `of` x, [B, H, D]."""
+    if x.valid is None:
+        return of.float().sum(2) / max(1, x.count)
     shown = x.shown()[..., None]
     return of.masked_fill(~shown, 0).float().sum(2) / shown.sum(2).clamp(min=1)
 

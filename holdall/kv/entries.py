@@ -126,6 +126,8 @@ class Entries:
         if self.queries is None:
             return self
         kept, columns = chosen(self.query_columns(), last, share)
+        if kept.shape[1] == self.queries.shape[2]:  # all of them
+            return self.but(query_positions=columns)
         at = kept[:, None, :, None].expand(-1, self.queries.shape[1], -1, self.queries.shape[3])
         return self.but(queries=self.queries.gather(2, at), query_positions=columns)
 

@@ -87,6 +87,8 @@ class LayerState:
             query = torch.cat([before.queries, query], dim=2)
             columns = torch.cat([before.columns, columns], dim=1)
         kept, columns = chosen(columns, last, share)
+        if kept.shape[1] == query.shape[2]:  # all of them
+            return query, columns
         at = kept[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
         return query.gather(2, at), columns
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from holdall.budget import Budget
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
-from holdall.kv.balance import balance, behind_of, tokenwise, tokenwise_bytes
+from holdall.kv.balance import Balance, balance, behind_of, tokenwise, tokenwise_bytes
 from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
 from holdall.kv.snapkv import SnapKV
@@ -145,7 +145,8 @@ class MiKV(KVSelector):
         edge = edges(x.shown(), self.sinks, self.recent)
         top = best(score.masked_fill(edge, -torch.inf), important)
         tier = torch.where(edge, 0, torch.where(top & ~edge, 0 if self.high == 16 else 1, 2))
-        return split(x, tier, partial(self._made, x, low)).but(heat=heat.gather(2, places(tier, 0)))
+        how = balance(x, self.balance, self.centred)
+        return split(x, tier, partial(self._made, how, low)).but(heat=heat.gather(2, places(tier, 0)))
 
     def plan(self, x: Entries, limit: int | None) -> tuple[int, int]:
         """The low tier's bits, and how many tokens besides the first and latest are important."""
@@ -158,10 +159,10 @@ class MiKV(KVSelector):
                 return low, found
         raise BudgetError(limit, self.smallest(x), "bytes", who=self.full_name(), why=self.why())
 
-    def _made(self, x: Entries, low: int, tier: int, some: Entries, behind: Tier | None) -> Tier:
-        """Pack `some` with the balancer of the prompt `x`, or of the tier that they join."""
-        how = behind_of(behind) if behind is not None else balance(x, self.balance, self.centred)
-        return tokenwise(some, 8 if tier == 1 else low, how, self.sub, self.fit)
+    def _made(self, how: Balance, low: int, tier: int, some: Entries, behind: Tier | None) -> Tier:
+        """Pack `some` with the balance of the prompt, or of the tier that they join."""
+        used = how if behind is None else behind_of(behind)
+        return tokenwise(some, 8 if tier == 1 else low, used, self.sub, self.fit)
 
     def settle(self, x: Entries, budget: Budget | None) -> Entries:
         """One more token has come: add its attention up, and pack the least important where there are too many."""
@@ -169,8 +170,7 @@ class MiKV(KVSelector):
         if not isinstance(x, Tiered):
             return self.select(x, budget) if limit is not None and x.nbytes > limit else x
         assert x.queries is not None and x.heat is not None
-        asked = x.queries.reshape(*x.shape[:2], -1, x.queries.shape[-1])
-        x = x.but(heat=x.heat + (x.shares(asked, x.scale).sum(2) if x.got is None else x.got))
+        x = x.but(heat=x.heat + (x.shares(x.queries, x.scale).sum(2) if x.got is None else x.got))
         spare = self.gap * x.elements * x.keys.element_size()
         return self._packed(x, limit) if limit is not None and x.nbytes > limit + spare else x
 
@@ -187,7 +187,7 @@ class MiKV(KVSelector):
         if self.high == 8:  # all that is not new goes, the better part into eight bits
             share = round(room * x.tiers[0].count / max(1, x.count - x.full))
             moves = torch.where(free, torch.where(best(heat.masked_fill(~free, -torch.inf), share), 1, 2), 0)
-        return extend(x, moves, partial(self._made, x, low))
+        return extend(x, moves, partial(self._made, behind_of(x.tiers[1]), low))
 
     def _grown(self, x: Tiered, limit: int | None) -> Entries:
         """A later turn: what came since is added up, and packed where that is enough; else all is packed anew."""

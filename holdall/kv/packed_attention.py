@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdall.kv.packed_kernels import mix, mix_full, naive_mix, naive_scores, scores, soften
+from holdall.parts.bits import bits_of
 from holdall.parts.rows import by_rows
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ def attend(
     for tier in tiers:
         _score(tier.keys, asked, weights, place)
         place += tier.count
-    held, brain = _bits(keys)
+    held, brain = bits_of(keys)
     by_rows(soften, b * h, weights.size * 4 / _WORTH, asked, held, brain, extra, weights)
     out = np.empty((b * h, g, values.shape[3]), np.float32)
     heat = np.empty((b * h, f if heated else 0), np.float32)
-    held, brain = _bits(values)
+    held, brain = bits_of(values)
     by_rows(mix_full, b * h, out.size * f / _WORTH, held, brain, weights, out, heat)
     place = f
     for tier in tiers:
@@ -50,14 +51,6 @@ def attend(
         place += tier.count
     got = torch.from_numpy(out).view(b, h, g, -1).to(queries.dtype)
     return got, torch.from_numpy(heat).view(b, h, f) if heated else None
-
-
-def _bits(x: Tensor) -> tuple[np.ndarray, bool]:
-    """Numbers in full [B, H, N, D] as the kernels read them, [B*H, N, D], and whether they are bfloat16."""
-    flat = x.flatten(0, 1).contiguous()
-    if x.dtype in (torch.bfloat16, torch.float16):
-        return flat.view(torch.uint16).numpy(), x.dtype == torch.bfloat16
-    return flat.float().numpy(), False
 
 
 def _score(slices: tuple[ByChannel, ...], asked: np.ndarray, out: np.ndarray, place: int) -> None:

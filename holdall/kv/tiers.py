@@ -197,7 +197,8 @@ class Tiered(Entries):
         return plain.take(alive) if plain.positions is not None else plain.within_reach()
 
     def shares(self, queries: Tensor, scale: float | None) -> Tensor:
-        """The attention of queries [B, H, G, D] that goes to the entries held in full, [B, H, G, F] float32."""
+        """The attention of queries [B, G*H, N, D] that goes to the entries held in full, [B, H, G*N, F] float32."""
+        queries = queries.reshape(*self.shape[:2], -1, queries.shape[-1])
         asked = queries.float() * (queries.shape[-1] ** -0.5 if scale is None else scale)
         found = [asked @ self.keys.float().transpose(2, 3)]
         if queries.device.type == "cpu":

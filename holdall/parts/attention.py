@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from holdall.errors import BadInput
 from holdall.optional import lazy
 
@@ -30,7 +32,7 @@ def mass(
     them. Raises BadInput where the query heads are no multiple of the key heads. Cost: W x T products, and as many
     exponentials; on a processor, none for keys after the query.
     """
-    b, h, t, d = keys.shape
+    h, d = keys.shape[1], keys.shape[3]
     if queries.shape[1] % h:
         raise BadInput("query heads", queries.shape[1], f"a multiple of the {h} key/value heads")
     scale = d**-0.5 if scale is None else scale
@@ -44,25 +46,20 @@ def _by_strips(
 ) -> Tensor:  # fmt: skip
     """`mass` by a kernel that keeps the scores of a few queries near."""
     from holdall.parts.attention_sums import sums
+    from holdall.parts.bits import flat_bits
     from holdall.parts.rows import by_rows
-    from holdall.parts.tiles import COLUMNS
 
     (b, h, t, d), w = keys.shape, queries.shape[2]
-    total = torch.zeros(b, h, queries.shape[1] // h, t)
-    held, more = keys.detach(), torch.zeros(b * h, 0)
+    total, more = torch.zeros(b, h, queries.shape[1] // h, t), torch.zeros(b * h, 0)
     if shown is not None or bias is not None:
         more = torch.zeros(b, h, t) if bias is None else bias.detach().float().expand(b, h, t)
-    if shown is not None:
-        held, more = held.masked_fill(~shown[..., None], 0), more.masked_fill(~shown, -_HIDDEN)
-    panels = torch.zeros(b * h, -(-t // COLUMNS), d, COLUMNS)
-    rows = torch.zeros(b * h, panels.shape[1] * COLUMNS, d)
-    rows[:, :t] = held.flatten(0, 1)
-    panels.copy_(rows.view(b * h, -1, COLUMNS, d).transpose(2, 3))
-    asked = (queries.detach().float() * scale).view(b * h, queries.shape[1] // h, w, d)
+        more = (more if shown is None else more.masked_fill(~shown, -_HIDDEN)).reshape(b * h, t).contiguous()
     columns = at[:, None].expand(b, h, w).to(where.dtype).contiguous()
-    sees = torch.searchsorted(where.contiguous(), columns, right=True)
-    args = (asked, panels, sees.flatten(0, 1), more.view(b * h, -1), total.flatten(0, 1))
-    by_rows(sums, b * h, total.numel() * w * d / _WORTH, *(a.contiguous().numpy() for a in args))
+    sees = torch.searchsorted(where.contiguous(), columns, right=True).view(b * h, w)
+    (q, q_brain, q_steps), (k, k_brain, k_steps) = flat_bits(queries), flat_bits(keys)
+    steps = np.array([(h, *q_steps), (h, *k_steps)], np.int64)
+    args = (q, q_brain, steps[0], k, k_brain, steps[1], d, np.float32(scale), sees.numpy(), more.numpy())
+    by_rows(sums, b * h, total.numel() * w * d / _WORTH, *args, total.flatten(0, 1).numpy())
     return total
 
 

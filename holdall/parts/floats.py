@@ -64,6 +64,30 @@ def _wide(typingctx: Any, x: Any, brain: Any) -> Any:
 wide: Any = intrinsic(_wide)
 
 
+def _narrow(typingctx: Any, x: Any) -> Any:
+    """fn(x) -> uint16: the half nearest to a float32 of less than 65520, even ones of two."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], _INT)
+        size = builder.and_(bits, _i(0x7FFFFFFF))
+        odd = builder.and_(builder.lshr(size, _i(13)), _i(1))
+        usual = builder.lshr(
+            builder.sub(builder.add(builder.add(size, _i(0xFFF)), odd), _i(0x38000000)), _i(13)
+        )
+        tiny = builder.fadd(
+            builder.bitcast(size, _FLOAT), _f(0.5)
+        )  # its last place is that of the least halves
+        small = builder.sub(builder.bitcast(tiny, _INT), _i(0x3F000000))
+        half = builder.select(builder.icmp_unsigned("<", size, _i(0x38800000)), small, usual)
+        sign = builder.and_(builder.lshr(bits, _i(16)), _i(0x8000))
+        return builder.trunc(builder.or_(half, sign), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+narrow: Any = intrinsic(_narrow)
+
+
 def exponential(builder: Any, x: Any) -> Any:
     """LLVM's terms for `exp` of a float32 or of lanes of them."""
     kind, fast = x.type, ("contract",)
@@ -105,6 +129,11 @@ def naive_wide(bits: int, brain: bool) -> float:
     if brain:
         return float(np.array(bits << 16, np.uint32).view(np.float32))
     return float(np.array(bits, np.uint16).view(np.float16))
+
+
+def naive_narrow(x: float) -> int:
+    """The bits of the half nearest to x."""
+    return int(np.array(x, np.float32).astype(np.float16).view(np.uint16))
 
 
 def naive_exp(x: float) -> float:

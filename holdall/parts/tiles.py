@@ -100,6 +100,10 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
+def _smaller(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
 def _peak(typingctx: Any, x: Any, count: Any) -> Any:
     """fn(x f32 [...], count) -> float32: the largest of the first numbers, whose count is a multiple of COLUMNS."""
 
@@ -127,6 +131,32 @@ def _peak(typingctx: Any, x: Any, count: Any) -> Any:
     return types.float32(x, types.int64), codegen
 
 
+def _span(typingctx: Any, x: Any, count: Any) -> Any:
+    """fn(x f32 [...], count) -> (least, largest) of the first numbers, whose count is a multiple of LANES, not 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base, found = _data(context, builder, signature.args[0], args[0]), []
+        for larger in (False, True):
+
+            def join(a: Any, b: Any, larger: bool = larger) -> Any:
+                return _larger(builder, a, b) if larger else _smaller(builder, a, b)
+
+            held = cgutils.alloca_once(builder, ir.VectorType(_FLOAT, LANES))
+            start = builder.load(_vector(builder, base, ir.Constant(_LONG, 0)))
+            start.align = 4
+            builder.store(start, held)
+            found.append((held, join))
+        with cgutils.for_range(builder, builder.udiv(args[1], ir.Constant(_LONG, LANES)), intp=_LONG) as loop:
+            lanes = builder.load(_vector(builder, base, builder.mul(loop.index, ir.Constant(_LONG, LANES))))
+            lanes.align = 4
+            for held, join in found:
+                builder.store(join(lanes, builder.load(held)), held)
+        both = [_folded(builder, builder.load(held), join) for held, join in found]
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return types.UniTuple(types.float32, 2)(x, types.int64), codegen
+
+
 def _powers(typingctx: Any, x: Any, count: Any, top: Any) -> Any:
     """fn(x f32 [...], count, top) -> float32: the first numbers, whose count is a multiple of LANES, become
     exp(x - top); their sum."""
@@ -149,6 +179,7 @@ def _powers(typingctx: Any, x: Any, count: Any, top: Any) -> Any:
 
 
 peak: Any = intrinsic(_peak)
+span: Any = intrinsic(_span)
 powers: Any = intrinsic(_powers)
 
 
