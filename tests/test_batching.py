@@ -356,6 +356,23 @@ def test_half_precision_runs() -> None:
     batch.close()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_compiled_while_somebody_waits(dtype: torch.dtype) -> None:
+    from holdall.kv import slot_attention
+    from holdall.server.batched import compiled
+    from holdall.weights import kernels
+
+    compiled()
+    used = (slot_attention.attend, slot_attention.write, kernels.few)
+    before = [len(kernel.signatures) for kernel in used]
+    batch = Batch.open(make("wide", dtype), **_SMALL)
+    for i in range(3):
+        batch.submit(i, Request(prompt(5, i), 4))
+    gather(batch)
+    batch.close()
+    assert [len(kernel.signatures) for kernel in used] == before
+
+
 def test_attention_that_cannot_be_followed_is_refused() -> None:
     net = make()
     net.set_attn_implementation("eager")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from holdall.batching import Batch, Request
 from holdall.engine import Engine
 from holdall.engine_plan import CHUNK
@@ -13,7 +15,25 @@ from holdall.kv.virtual import SMALLEST
 from holdall.server.protocol import Event, Job, Memory
 from holdall.server.room import Room, weight_bytes
 
+_F32 = np.float32
 PAGE = 64 << 10  # bytes of a page group, where the pool is large enough for some in each slot
+
+
+def compiled() -> None:
+    """Compile the kernels of a step, once after an installation (some ten seconds), or load them.
+
+    Before memory is measured: theirs is no model's. And before anybody asks: no request must wait for it.
+    """
+    from holdall.kv.slot_attention import attend, write
+    from holdall.weights.kernels import few
+
+    one, place, none = np.zeros((1, 1, 16), _F32), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    for kind in (_F32, np.uint16):
+        rows = np.zeros((4, 16), kind)
+        few(rows, one[0], np.zeros((1, 4), _F32), 0, 4)
+        write(rows.reshape(-1), rows.reshape(-1), rows[:1], rows[:1], place)
+        flat, steps = rows.reshape(-1), np.array([16, 16])
+        attend(one, flat, flat, place, steps, none, none + 1, 1.0, np.zeros_like(one), 0, 1)
 
 
 class Batched:

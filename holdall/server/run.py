@@ -62,9 +62,14 @@ def open_runner(
         raise BadInput(
             "memory", human_bytes(asked.bytes), f"at most the {human_bytes(free)} that are free here"
         )
+    together = kv is None and slots > 1 and sys.platform.startswith("linux")
+    if together:
+        from holdall.server.batched import compiled
+
+        compiled()
     base = resident_bytes()
     engine = Engine.open(path, memory, kv, budget)
-    if kv is None and slots > 1 and sys.platform.startswith("linux"):
+    if together:
         from holdall.server.batched import Batched
 
         return Batched(engine, context, slots), engine, base

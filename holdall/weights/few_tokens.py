@@ -7,13 +7,13 @@ from types import TracebackType
 import torch
 from torch.nn import functional
 
-MOST = 16  # tokens; for more, and for one, torch's own product is as fast
+MOST = 16  # tokens; for more torch's own product is as fast, and for one of float32
 WORTH = 3_000_000  # weights that are worth another thread
-_KINDS = (torch.float32, torch.bfloat16)
+_LEAST = {torch.float32: 2, torch.bfloat16: 1}
 
 
 class FewTokens:
-    """While it is entered, a module's dense linears take 2 to 16 tokens by `kernels.few`, and all else as they did.
+    """While it is entered, a module's dense linears take up to 16 tokens by `kernels.few`, and all else as they did.
 
     with FewTokens(net): net(ids)
 
@@ -39,11 +39,11 @@ class _Few:
     def __init__(self, linear: torch.nn.Linear):
         self.weight, self.bias = linear.weight.detach(), linear.bias
         plain = self.weight if self.weight.dtype == torch.float32 else self.weight.view(torch.uint16)
-        self._held = plain.numpy()
+        self._held, self._least = plain.numpy(), _LEAST[self.weight.dtype]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.numel() // x.shape[-1]
-        if not 1 < tokens <= MOST or x.dtype != self.weight.dtype:
+        if not self._least <= tokens <= MOST or x.dtype != self.weight.dtype:
             return functional.linear(x, self.weight, self.bias)
         from holdall.parts.rows import by_rows
         from holdall.weights.kernels import few
@@ -60,7 +60,7 @@ class _Few:
 def _fits(weight: torch.Tensor) -> bool:
     columns = weight.shape[1]
     return (
-        weight.dtype in _KINDS
+        weight.dtype in _LEAST
         and weight.device.type == "cpu"
         and weight.is_contiguous()
         and columns % 16 == 0

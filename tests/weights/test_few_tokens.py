@@ -67,20 +67,23 @@ def test_a_few_tokens_get_what_torch_gives_them(tokens: int, dtype: torch.dtype,
     torch.testing.assert_close(out, truth, rtol=loose, atol=loose)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "used"), [(torch.float32, [2, MOST]), (torch.bfloat16, [1, 2, MOST]), (torch.float64, [])]
+)
 def test_the_kernel_is_used_for_few_tokens_and_only_while_it_is_entered(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, used: list[int]
 ) -> None:
     from holdall.weights import kernels
 
-    net, seen, few = nn.Linear(32, 8), [], kernels.few
+    net, seen, few = nn.Linear(32, 8).to(dtype), [], kernels.few
     monkeypatch.setattr(kernels, "few", lambda *a: seen.append(len(a[1])) or few(*a))
     fast = FewTokens(net)
     with torch.inference_mode():
         for tokens in (1, 2, MOST, MOST + 1):
             with fast:
-                net(torch.randn(tokens, 32))
-            net(torch.randn(tokens, 32))
-    assert seen == [2, MOST] and "forward" not in vars(net)
+                net(torch.randn(tokens, 32).to(dtype))
+            net(torch.randn(tokens, 32).to(dtype))
+    assert seen == used and "forward" not in vars(net)
     with pytest.raises(ZeroDivisionError), fast:
         _ = 1 / 0
     assert "forward" not in vars(net)
