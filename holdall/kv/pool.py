@@ -18,12 +18,14 @@ class Held:
     """What a slot has. Its blocks are numbered from its beginning; the first `shown` of them belong to a prefix.
 
     kept: tokens of its last context whose place was not taken away since; blocks mapped again behind them are empty.
+    worth: of those tokens; what is worth least goes first.
     """
 
     mapped: int = 0
     shown: int = 0
     prefix: Prefix | None = None
     kept: int = 0
+    worth: int = 0
 
 
 @dataclass(eq=False)
@@ -66,8 +68,12 @@ class Pool:
         return max(0, shown - before * self.pages.row // self.pages.page)
 
     def take(self, blocks: int, lengths: Sequence[int], why: str) -> None:
-        """Bring the pool to so many free blocks: take back, from the highest slot down, what no length needs."""
-        for slot in reversed(range(len(self.slots))):
+        """Bring the pool to so many free blocks: take back what no length needs.
+
+        First from slots in use, then what is worth least, from the highest slot down.
+        """
+        worth = [s.worth if n == 0 else 0 for s, n in zip(self.slots, lengths, strict=True)]
+        for slot in sorted(range(len(self.slots)), key=lambda i: (worth[i], -i)):
             short = blocks - self.free
             if short <= 0:
                 return

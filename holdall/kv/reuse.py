@@ -21,13 +21,13 @@ class Reuse:
 
     def __init__(self, slots: Slots):
         self.slots = slots
-        self._left: dict[
-            int, list[int]
-        ] = {}  # inactive slots, the longest left first: what was written there
+        self._left: dict[int, list[int]] = {}  # inactive slots, the longest left first: what stands there
+        self._ended = 0
 
     def leave(self, slot: int, tokens: Sequence[int]) -> None:
         """The request in this slot ended; these tokens were written there."""
-        self.slots.release(slot)
+        self._ended += 1
+        self.slots.release(slot, worth=self._ended)
         self._left[slot] = list(tokens)
 
     def begin(self, ids: Sequence[int], running: Mapping[int, Sequence[int]]) -> tuple[int, int]:

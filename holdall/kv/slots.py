@@ -103,10 +103,10 @@ class Slots(Session):
             self._thread = threading.Thread(target=self._ahead, args=(wanted,), name="holdall-pages")
             self._thread.start()
 
-    def release(self, slot: int) -> None:
-        """The request in a slot has ended. A step in which its length is 0 says the same."""
+    def release(self, slot: int, worth: int = 0) -> None:
+        """The request in a slot has ended, as a step says in which its length is 0. worth: of what it leaves there."""
         self._settle()
-        self.lengths[slot] = 0
+        self.lengths[slot], self.pool.slots[slot].worth = 0, worth
         self._let_go(slot)
 
     def kept(self, slot: int) -> int:

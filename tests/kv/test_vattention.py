@@ -184,6 +184,17 @@ def test_pages_of_ended_requests_are_reused_and_taken_back_from_the_highest_slot
         assert slots.traffic()["unmapped"] == 3 and slots.resident() == 12 * 4 * PAGE
 
 
+def test_what_is_worth_least_is_taken_back_first() -> None:
+    with small(f"{6 * PLAIN.page * 4}B", slots=4) as slots:  # six blocks of 16 tokens
+        slots.step([16, 16, 16, 16])
+        for slot, worth in ((0, 1), (3, 2), (1, 3)):
+            slots.release(slot, worth=worth)
+        slots.step([0, 0, 64, 0])  # four of six: one of the three has to go
+        assert [slots.kept(i) for i in (0, 1, 3)] == [0, 16, 16]
+        slots.step([0, 0, 80, 0])
+        assert [slots.kept(i) for i in (0, 1, 3)] == [0, 16, 0]
+
+
 def test_gradual_reclamation_spares_the_slot_that_is_next() -> None:
     with small(reclaim="gradual") as slots:
         slots.step([64, 64, 64])
