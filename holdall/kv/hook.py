@@ -130,10 +130,10 @@ class Step:
 
     def gathered(self, mask: Tensor | None) -> Tensor | None:
         """The mask over all columns, at the columns that each head has: [B, H, new, T]."""
+        if mask is None and self.new == 1:
+            return None
         where = self.entries.where()[:, :, None]  # [B, H, 1, T]
         if mask is None:
-            if self.new == 1:
-                return None
             at = torch.arange(self.entries.tokens - self.new, self.entries.tokens, device=where.device)
             return where <= at[:, None]
         b, h, _, t = where.shape

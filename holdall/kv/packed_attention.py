@@ -11,6 +11,7 @@ from torch import Tensor
 from holdall.kv.packed_kernels import mix, mix_full, naive_mix, naive_scores, scores, soften
 from holdall.parts.bits import bits_of
 from holdall.parts.rows import by_rows
+from holdall.parts.tiles import COLUMNS
 
 if TYPE_CHECKING:
     from holdall.kv.affine import ByChannel, ByToken
@@ -33,14 +34,15 @@ def attend(
     (b, h, g, d), f = queries.shape, keys.shape[2]
     scale = d**-0.5 if scale is None else scale
     asked = (queries.float() * scale).reshape(b * h, g, d).contiguous().numpy()
-    weights = np.empty((b * h, g, f + sum(t.count for t in tiers)), np.float32)
+    total = f + sum(t.count for t in tiers)
+    weights = np.empty((b * h, g, -(-total // COLUMNS) * COLUMNS), np.float32)
     extra = np.empty((b * h, 0, 0), np.float32) if more is None else more.flatten(0, 1).contiguous().numpy()
     place = f
     for tier in tiers:
         _score(tier.keys, asked, weights, place)
         place += tier.count
     held, brain = bits_of(keys)
-    by_rows(soften, b * h, weights.size * 4 / _WORTH, asked, held, brain, extra, weights)
+    by_rows(soften, b * h, weights.size * 4 / _WORTH, asked, held, brain, extra, total, weights)
     out = np.empty((b * h, g, values.shape[3]), np.float32)
     heat = np.empty((b * h, f if heated else 0), np.float32)
     held, brain = bits_of(values)

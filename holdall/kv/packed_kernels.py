@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit
 
 from holdall.kv.packed_lanes import MOST, fold_lanes
-from holdall.parts.floats import exp, wide
+from holdall.parts.floats import wide
+from holdall.parts.tiles import peak, powers
 
 _F32 = np.float32
 
@@ -108,13 +109,13 @@ def _put(q, head, g, channel, order, s, z, a, m, grid, row, out, place, start, n
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def soften(q, keys, brain, more, out, first, last):  # type: ignore[no-untyped-def]
+def soften(q, keys, brain, more, total, out, first, last):  # type: ignore[no-untyped-def]
     """Scores become weights, for heads first to last: those of the first F places are of keys [M, F, D] in full.
 
     q [M, G, D]; keys float32, or 16 bits (bfloat16 where `brain`); more [M, G, T], added to scores, or of no size;
-    out [M, G, T]: scores from F on, then all weights.
+    out [M, G, T and some up to a multiple of COLUMNS]: scores from F to T, then all weights.
     """
-    groups, depth, full, total = q.shape[1], q.shape[2], keys.shape[1], out.shape[2]
+    groups, depth, full, whole = q.shape[1], q.shape[2], keys.shape[1], out.shape[2]
     key = np.empty(depth, np.float32)
     for head in range(first, last):
         for t in range(full):
@@ -126,17 +127,13 @@ def soften(q, keys, brain, more, out, first, last):  # type: ignore[no-untyped-d
                     score += q[head, g, c] * key[c]
                 out[head, g, t] = score
         for g in range(groups):
-            row, top, whole = out[head, g], _F32(-1e38), _F32(0)
+            row = out[head, g]
             if more.shape[2]:
                 for t in range(total):
                     row[t] += more[head, g, t]
-            for t in range(total):
-                top = max(top, row[t])
-            for t in range(total):
-                row[t] = exp(row[t] - top)
-                whole += row[t]
-            share = _F32(1) / whole
-            for t in range(total):
+            row[total:] = _F32(-1e38)
+            share = _F32(1) / powers(row, whole, peak(row, whole))
+            for t in range(whole):
                 row[t] *= share
 
 

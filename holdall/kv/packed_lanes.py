@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 MOST = 4  # factors of a row at once
+_AHEAD = 64  # bytes: rows of a channel are far apart, and no processor guesses their next line
 _FLOAT, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
@@ -30,6 +31,13 @@ def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), zeros)
 
 
+def _prefetch(builder: Any, place: Any) -> None:
+    """Have a line of memory come near; it need not exist."""
+    kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
+    fn = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(fn, [place, ir.Constant(_INT, 0), ir.Constant(_INT, 3), ir.Constant(_INT, 1)])
+
+
 def _loop(builder: Any, ptr: Any, num: Any, bits: int, groups: int, lanes: int) -> None:
     """One case: ptr codes, factors, out; num at, stride, rows, factor stride, out_at, out stride, width."""
     vector, whole = ir.VectorType(_FLOAT, lanes), ir.VectorType(_INT, lanes)
@@ -42,6 +50,7 @@ def _loop(builder: Any, ptr: Any, num: Any, bits: int, groups: int, lanes: int) 
         source = builder.bitcast(builder.gep(ptr["codes"], [place]), ir.VectorType(_BYTE, lanes).as_pointer())
         loaded = builder.load(source)
         loaded.align = 1
+        _prefetch(builder, builder.gep(ptr["codes"], [builder.add(place, ir.Constant(_LONG, _AHEAD))]))
         wide = builder.zext(loaded, whole)
         factors = []
         for g in range(groups):
