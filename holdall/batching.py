@@ -178,13 +178,8 @@ class Batch:
             if r.slot >= 0:
                 lengths[r.slot] = r.written + (min(self.chunk, r.left) if r is reading else bool(r.given))
         self.slots.step(lengths)
-        news: list[Given] = []
         with torch.inference_mode(), self._fast:
-            if reading is not None:
-                news += self._read(reading, lengths[reading.slot])
-            if writing:
-                news += self._write(writing)
-        return news
+            return self._pass(reading, writing)
 
     def close(self) -> None:
         """Free everything."""
@@ -211,19 +206,24 @@ class Batch:
         r.slot, r.written = self._places.begin(r.request.ids, busy)
         r.reused = r.written
 
-    def _read(self, r: _Running, end: int) -> list[Given]:
-        ids, start = torch.tensor([r.request.ids[r.written : end]]), r.written
-        scores = self.net(ids, **self._cache.piece(r.slot, start, end), logits_to_keep=1).logits
-        r.written = end
-        return [] if r.left else self._chosen(r, scores[0, -1])
-
-    def _write(self, writing: list[_Running]) -> list[Given]:
-        ids = torch.tensor([[r.given[-1]] for r in writing])
-        call = self._cache.tokens([r.slot for r in writing], [r.written + 1 for r in writing])
-        scores = self.net(ids, **call, logits_to_keep=1).logits[:, -1]  # [R, V]
+    def _pass(self, reading: _Running | None, writing: list[_Running]) -> list[Given]:
+        """All together through the model, as one row: a piece of a prompt, and one token of everybody else."""
+        piece = [] if reading is None else reading.request.ids[reading.written :][: self.chunk]
+        ids = torch.tensor([[*piece, *(r.given[-1] for r in writing)]])
+        rows, ends = [r.slot for r in writing], [r.written + 1 for r in writing]
+        place = (
+            (0, 0, 0) if reading is None else (reading.slot, reading.written, reading.written + len(piece))
+        )
+        call = self._cache.step(rows, ends, place)
+        kept = torch.arange(max(0, len(piece) - 1), ids.shape[1])
+        scores = self.net(ids, **call, logits_to_keep=kept).logits[0]  # [R, V], with the prompt's first
         for r in writing:
             r.written += 1
-        return [given for r, mine in zip(writing, scores, strict=True) for given in self._chosen(r, mine)]
+        if reading is not None:
+            reading.written += len(piece)
+            writing = [reading, *writing]
+        pairs = zip(writing, scores, strict=True)
+        return [given for r, mine in pairs if not r.left for given in self._chosen(r, mine)]
 
     def _chosen(self, r: _Running, scores: torch.Tensor) -> list[Given]:
         """The next token of a request, and whether it is the last."""

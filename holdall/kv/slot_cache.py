@@ -1,9 +1,10 @@
 """Attention over slots: a transformers cache whose tokens go into mapped tensors and are attended to where they stand.
 
-One pass is either the next token of several slots, each at its own position, or a piece of one slot's prompt. Every
-slot is attended to alone, over exactly the tokens that it has: what it gets does not depend on its neighbours, and
-nothing beyond a slot's end is ever read. The queries come through the room's hook (`holdall.kv.hook`). Next tokens go
-through `slot_attention`, all slots in one call, where its kernels take the model's shape.
+One pass is a piece of one slot's prompt and the next token of several others, one after the other as if they were one
+text; each has its own position. Every slot is attended to alone, over exactly the tokens that it has: what it gets does
+not depend on its neighbours, and nothing beyond a slot's end is ever read. The queries come through the room's hook
+(`holdall.kv.hook`). Next tokens go through `slot_attention`, all slots in one call, where its kernels take the model's
+shape.
 """
 
 from __future__ import annotations
@@ -28,42 +29,34 @@ WORTH = 1_000_000  # numbers of keys that are worth another thread
 
 
 class SlotCache(transformers.Cache):
-    """For `past_key_values`; `tokens` or `piece` says what the next pass is, and what to call the model with."""
+    """For `past_key_values`; `step` says what the next pass is, and what to call the model with."""
 
     def __init__(self, slots: Slots, config: Any):
         super().__init__(layers=[])
         self.slots = slots
         self.reach = windows(config)
-        self._rows: list[int] = []
-        self._ends: list[int] = []  # tokens that each of these slots has after the pass
-        self._at: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
+        self._piece = (0, 0, 0)  # a slot, and which of its tokens
+        self._rows = self._ends = np.zeros(
+            0, np.int64
+        )  # slots of one token each, and how many they have then
+        self._places = self._written = self._rows  # where these slots begin, and where their tokens go
         told = slots.geometry
         self._kernels = told.dim % 16 == 0 and told.dtype in ("float32", "bfloat16")
-        self._places, self._written = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._flat: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def tokens(self, rows: Sequence[int], ends: Sequence[int]) -> dict[str, Any]:
-        """The pass is one token for each of the slots `rows`, which then have `ends` tokens."""
-        self._rows, self._ends = list(rows), list(ends)
-        at = torch.tensor(self._ends) - 1
-        self._at = torch.tensor(self._rows), at
+    def step(
+        self, rows: Sequence[int], ends: Sequence[int], piece: tuple[int, int, int] = (0, 0, 0)
+    ) -> dict[str, Any]:
+        """The pass is the tokens [first, last) of the slot in `piece`, if there are any, and then one token for each
+        of the slots `rows`, which have `ends` tokens afterwards."""
+        self._piece, (_, first, last) = piece, piece
+        self._rows, self._ends = np.array(rows, np.int64), np.array(ends, np.int64)
         slot, token, *_ = self.slots.keys[0].stride()
-        self._places = np.array(self._rows, np.int64) * slot
-        self._written = self._places + at.numpy() * token
-        return self._call(at[:, None])
-
-    def piece(self, row: int, start: int, end: int) -> dict[str, Any]:
-        """The pass is the tokens [start, end) of one slot."""
-        if end - start == 1:
-            return self.tokens([row], [end])
-        self._rows, self._ends = [row], [end]
-        return self._call(torch.arange(start, end)[None])
-
-    def _call(self, positions: Tensor) -> dict[str, Any]:
+        self._places = self._rows * slot
+        self._written = self._places + (self._ends - 1) * token
+        positions = torch.cat([torch.arange(first, last), torch.from_numpy(self._ends - 1)])[None]
         # A mask of the model's own form, so that it makes none: what may be seen is known here.
-        mask = torch.ones((1, 1, 1, 1), dtype=torch.bool).expand(
-            *positions.shape[:1], 1, positions.shape[1], 1
-        )
+        mask = torch.ones((1, 1, 1, 1), dtype=torch.bool).expand(1, 1, positions.shape[1], 1)
         return {"past_key_values": self, "position_ids": positions, "attention_mask": mask, "use_cache": True}
 
     def update(
@@ -71,54 +64,67 @@ class SlotCache(transformers.Cache):
     ) -> tuple[Tensor, Tensor]:
         """What transformers calls: write into the slots, and give back stand-ins that lead to `attend`."""
         keys, values = self.slots.keys[layer_idx], self.slots.values[layer_idx]  # [B, S, H, D]
-        new = key_states.shape[2]
-        if new == 1 and self._kernels:
-            from holdall.kv.slot_attention import write
+        row, first, last = self._piece
+        new = [t[0].transpose(0, 1) for t in (key_states, value_states)]  # [N + R, H, D]
+        for held, mine in zip((keys, values), new, strict=True):
+            held[row, first:last] = mine[: last - first]
+        if len(self._rows):
+            k, v = (t[last - first :] for t in new)
+            if self._kernels:
+                from holdall.kv.slot_attention import write
 
-            k, v = (_bits(t.reshape(len(t), -1)) for t in (key_states, value_states))
-            write(*self._tensors(layer_idx), k, v, self._written + int(keys.storage_offset()))
-        elif new == 1:
-            keys[self._at] = key_states[:, :, 0]
-            values[self._at] = value_states[:, :, 0]
-        else:
-            row, end = self._rows[0], self._ends[0]
-            keys[row, end - new : end] = key_states[0].transpose(0, 1)
-            values[row, end - new : end] = value_states[0].transpose(0, 1)
+                rows_k, rows_v = (_bits(t.reshape(len(t), -1)) for t in (k, v))
+                places = self._written + int(keys.storage_offset())
+                write(*self._tensors(layer_idx), rows_k, rows_v, places)
+            else:
+                at = torch.from_numpy(self._rows), torch.from_numpy(self._ends - 1)
+                keys[at], values[at] = k, v
         return _Attention(self, layer_idx, key_states, value_states).given()
 
-    def attend(self, layer: int, query: Tensor, new: int, scale: float | None) -> Tensor:
-        """query [R, G*H, new, D] of the R slots of this pass: what each gets from its own tokens, alike."""
-        reach, n, h, d = self.reach[layer], len(self._rows), self.slots.geometry.heads, query.shape[-1]
+    def attend(self, layer: int, query: Tensor, scale: float | None) -> Tensor:
+        """query [1, G*H, N + R, D] (or [1, H, G, D] of one token): what each gets from the tokens of its slot."""
+        new = self._piece[2] - self._piece[1]
+        mine, some = query.reshape(1, -1, new + len(self._rows), query.shape[-1]), []
+        if new:
+            some.append(self._read(layer, mine[:, :, :new], scale))
+        if len(self._rows):
+            attend = self._next if self._kernels else self._next_by_torch
+            found = attend(layer, mine[0, :, new:].transpose(0, 1), scale)  # [R, G*H, D]
+            some.append(found.transpose(0, 1)[None])
+        return (some[0] if len(some) == 1 else torch.cat(some, 2)).reshape(query.shape)
+
+    def _read(self, layer: int, query: Tensor, scale: float | None) -> Tensor:
+        """A piece of a prompt over all that stands before it, and itself up to each."""
+        (row, first, last), reach = self._piece, self.reach[layer]
+        new, start = last - first, max(0, first - reach + 1)
+        k, v = (t[layer][row, start:last].transpose(0, 1)[None] for t in (self.slots.keys, self.slots.values))
+        seen = None if start == 0 and k.shape[2] == new <= reach else sees(new, k.shape[2], reach)
+        return functional.scaled_dot_product_attention(
+            query, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=True
+        )
+
+    def _next_by_torch(self, layer: int, query: Tensor, scale: float | None) -> Tensor:
         keys, values = self.slots.keys[layer], self.slots.values[layer]
-        if new > 1:
-            start = max(0, self._ends[0] - new - reach + 1)
-            k, v = (t[self._rows[0], start : self._ends[0]].transpose(0, 1)[None] for t in (keys, values))
-            seen = None if start == 0 and k.shape[2] == new <= reach else sees(new, k.shape[2], reach)
-            return functional.scaled_dot_product_attention(
-                query, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=True
-            )
-        if self._kernels:
-            return self._attend(layer, query, scale)
-        grouped = query.reshape(n, h, -1, d)  # the heads that share keys are queries of one head
+        n, _, d = query.shape
+        grouped = query.reshape(n, keys.shape[2], -1, d)  # the heads that share keys are queries of one head
         out = torch.empty_like(grouped)
-        for i, (row, end) in enumerate(zip(self._rows, self._ends, strict=True)):
-            first = max(0, end - reach)
+        for i, (row, end) in enumerate(zip(self._rows.tolist(), self._ends.tolist(), strict=True)):
+            first = max(0, end - self.reach[layer])
             k, v = (t[row, first:end].transpose(0, 1)[None] for t in (keys, values))  # [1, H, T, D]
             out[i : i + 1] = functional.scaled_dot_product_attention(grouped[i : i + 1], k, v, scale=scale)
         return out.reshape(query.shape)
 
-    def _attend(self, layer: int, query: Tensor, scale: float | None) -> Tensor:
+    def _next(self, layer: int, query: Tensor, scale: float | None) -> Tensor:
         from holdall.kv.slot_attention import attend
 
-        keys, n, h, d = self.slots.keys[layer], len(self._rows), self.slots.geometry.heads, query.shape[-1]
-        ends = np.array(self._ends, np.int64)
-        firsts = np.maximum(0, ends - self.reach[layer])
+        keys, (n, _, d) = self.slots.keys[layer], query.shape
+        h, firsts = keys.shape[2], np.maximum(0, self._ends - self.reach[layer])
         grouped = query.reshape(n * h, -1, d).float().contiguous()  # heads that share keys stand together
         out = torch.empty_like(grouped)
         places, steps = self._places + int(keys.storage_offset()), np.array(keys.stride()[1:3])
         by_rows(
-            attend, n * h, int((ends - firsts).sum()) * h * d / WORTH,
-            grouped.numpy(), *self._tensors(layer), places, steps, firsts, ends,
+            attend, n * h, int((self._ends - firsts).sum()) * h * d / WORTH,
+            grouped.numpy(), *self._tensors(layer), places, steps, firsts, self._ends,
             1 / math.sqrt(d) if scale is None else scale, out.numpy(),
         )  # fmt: skip
         return out.to(query.dtype).reshape(query.shape)
@@ -132,7 +138,7 @@ class SlotCache(transformers.Cache):
         return self._flat[layer]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return max(self._ends, default=0)
+        return max([self._piece[2], *self._ends.tolist()])
 
 
 class _Attention(Step):
@@ -149,7 +155,7 @@ class _Attention(Step):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
         dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
-        return self._cache.attend(self._layer, query, self.new, scale)
+        return self._cache.attend(self._layer, query, scale)
 
     def product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         raise BadInput("attention", "eager", 'attn_implementation="sdpa"')

@@ -55,7 +55,8 @@ class Batched:
             page //= 2
         method = VAttention(slots=slots, length=room.context, page=page)
         pool = min(pool, method.whole(geometry))
-        self.batch = Batch(net, method.open(geometry, pool), engine.tokenizer.eos)
+        chunk = max(1, CHUNK - slots)  # with a token of everybody else it is what the workspace is for
+        self.batch = Batch(net, method.open(geometry, pool), engine.tokenizer.eos, chunk)
         self.context = self._longest(room.context)
         self._weights = weight_bytes(net)
 
