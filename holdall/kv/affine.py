@@ -194,8 +194,8 @@ def _in_order(held: Tensor, order: Tensor) -> Tensor:
     from holdall.kv.code_kernels import reorder_rows
 
     out, (b, h, n) = torch.empty_like(held), order.shape
-    rows = [t.contiguous().view(b * h, n, -1).view(torch.uint8).numpy() for t in (held, out)]
-    reorder_rows(rows[0], order.flatten(0, 1).numpy(), rows[1], 0, b * h)
+    source, target = (t.contiguous().view(b * h, -1).view(torch.uint8).numpy() for t in (held, out))
+    reorder_rows(source, source.shape[1] // n, order.flatten(0, 1).numpy(), target, 0, b * h)
     return out
 
 

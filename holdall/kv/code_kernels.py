@@ -14,6 +14,7 @@ from numba import njit
 from holdall.parts.floats import wide
 from holdall.parts.grids import lay, pack_row, put, unpack_row
 from holdall.parts.tiles import LANES
+from holdall.parts.words import put_word, word
 
 _F32 = np.float32
 
@@ -139,7 +140,7 @@ def reorder_keys(codes, bands, ends, order, out, first, last):  # type: ignore[n
                     unpack_row(codes[head], at + skip + c * each, n, bits, old[start:])
                     at += skip + bands[band, 0] * each + after
                     start = ends[p]
-                _moved(old, order[head], runs, new)
+                _moved(old, order[head], runs, 1, new)
                 to += pack_row(new, count, bits, out[head], to)
 
 
@@ -172,15 +173,20 @@ def _runs(order):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _moved(old, order, runs, new):  # type: ignore[no-untyped-def]
-    """new [N, ...] = old at `order` [N], run by run."""
+def _moved(old, order, runs, width, new):  # type: ignore[no-untyped-def]
+    """Items of `width` bytes, [N * width], at `order` [N], run by run, eight bytes at a time."""
     for i in range(len(runs) - 1):
-        start, end = runs[i], runs[i + 1]
-        new[start:end] = old[order[start] : order[start] + end - start]
+        to, at = runs[i] * width, order[runs[i]] * width
+        count = (runs[i + 1] - runs[i]) * width
+        whole = count // 8 * 8
+        for j in range(0, whole, 8):
+            put_word(new, to + j, word(old, at + j))
+        for j in range(whole, count):
+            new[to + j] = old[at + j]
 
 
 @njit(nogil=True, cache=True)
-def reorder_rows(rows, order, out, first, last):  # type: ignore[no-untyped-def]
-    """Rows [M, N, W] of bytes in another order [M, N], for heads first to last."""
+def reorder_rows(rows, width, order, out, first, last):  # type: ignore[no-untyped-def]
+    """Items of `width` bytes, [M, N * width], in another order [M, N], for heads first to last."""
     for head in range(first, last):
-        _moved(rows[head], order[head], _runs(order[head]), out[head])
+        _moved(rows[head], order[head], _runs(order[head]), width, out[head])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from holdall.budget import Budget
 from holdall.errors import BadInput
 from holdall.kv.base import KVSelector
@@ -76,7 +78,9 @@ def extend(x: Tiered, moves: Tensor, make: Make) -> Tiered:
             continue
         new = old.joined(make(i, chosen(full, moved), old))
         rank = torch.cat([places(tier, i), where.gather(2, moved)], dim=2)
-        order = rank.argsort(dim=-1)
+        order = torch.from_numpy(np.argsort(rank.cpu().numpy(), kind="stable")).to(
+            rank.device
+        )  # merges two runs
         straight = torch.equal(order, torch.arange(order.shape[2], device=order.device).expand_as(order))
         tiers.append(new if straight else new.sorted(order))
     tier = tier.scatter(2, where, moves.to(tier.dtype))
