@@ -33,6 +33,20 @@ def _laid(row, count, see, few, bits, rounds):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
+def _scales(s, z, less, by):  # type: ignore[no-untyped-def]
+    """What is taken from numbers, and by what they are multiplied then."""
+    for c in range(len(s)):
+        less[c] = wide(z[c], False) if z.shape[0] else _F32(0)
+        by[c] = _F32(1) / wide(s[c], False)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _scaled(x, brain, less, by, row):  # type: ignore[no-untyped-def]
+    for c in range(len(x)):
+        row[c] = (wide(x[c], brain) - less[c]) * by[c]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
 def by_channel(x, brain, see, order, bands, rounds, ends, codes, s, z, peaks, first, last):  # type: ignore[no-untyped-def]
     """Grids s, z [M, P, D] of channels in parts of tokens, and codes [M, bytes], for heads first to last.
 
@@ -75,17 +89,20 @@ def by_token(x, brain, see, bits, rounds, s, z, codes, a, m, peaks, first, last)
     """
     _, heads, tokens, depth = x.shape
     row, few = np.empty(heads * depth + LANES, np.float32), np.empty(heads * depth + LANES, np.float32)
-    q = np.empty(depth + 8, np.uint8)
+    q, before = np.empty(depth + 8, np.uint8), -1
+    less, by = np.empty((heads, depth), np.float32), np.empty((heads, depth), np.float32)
     for i in range(first, last):
         b, t, held = i // tokens, i % tokens, 0
+        if b != before:
+            for h in range(heads):
+                _scales(s[b, h], z[b, h], less[h], by[h])
+            before = b
         for h in range(heads):
             shown = see[b, h, t] if see.shape[2] else True
-            for c in range(depth):
-                less = wide(z[b, h, c], False) if z.shape[2] else _F32(0)
-                y = (wide(x[b, h, t, c], brain) - less) / wide(s[b, h, c], False)
-                row[h * depth + c] = y
-                few[held + c] = y
-            held += depth if shown else 0
+            _scaled(x[b, h, t], brain, less[h], by[h], row[h * depth :])
+            if shown:
+                few[held : held + depth] = row[h * depth : h * depth + depth]
+                held += depth
         step, low, peaks[i] = lay(few, held, bits, rounds)
         a[b, t], m[b, t] = step, low
         for h in range(heads):
@@ -103,16 +120,15 @@ def keys_by_token(x, brain, see, bits, rounds, s, z, codes, a, m, peaks, first, 
     """
     _, n, depth = x.shape
     q, codes_of = np.empty((depth, n + 8), np.uint8), np.empty(depth + 8, np.uint8)
-    row = np.empty(depth + LANES, np.float32)
+    row, less, by = np.empty(depth + LANES, np.float32), np.empty(depth, np.float32), np.empty(depth, np.float32)
     for head in range(first, last):
+        _scales(s[head], z[head], less, by)
         for t in range(n):
             if see.shape[1] and not see[head, t]:
                 a[head, t], m[head, t], _ = lay(row, 0, bits, 0)
                 q[:, t] = 0
                 continue
-            for c in range(depth):
-                less = wide(z[head, c], False) if z.shape[1] else _F32(0)
-                row[c] = (wide(x[head, t, c], brain) - less) / wide(s[head, c], False)
+            _scaled(x[head, t], brain, less, by, row)
             step, low, peak = lay(row, depth, bits, rounds)
             a[head, t], m[head, t], peaks[head] = step, low, max(peaks[head], peak)
             put(row, depth, step, low, bits, codes_of)
