@@ -38,6 +38,8 @@ from holdall.weights.texts import held_out_text
 HERE = Path(__file__).parent
 TEXTS = HERE.parent.parent / "shared" / "data" / "text"
 NAMES = ("wikitext2-test-raw.txt", "moby-dick.txt", "war-and-peace.txt")
+    HERE / "results" / "parts"
+)  # of a long run, to go on after it was stopped; delete them to measure anew
 TOKENS = 2048
 LOW = ("25%", "10%", "5%")
 METHODS: dict[str, tuple[KVSelector, tuple[str, ...]]] = {
@@ -109,24 +111,28 @@ def told(hay: Haystack, first: int) -> dict[str, Any]:
     return {**dataclasses.asdict(hay), "first": asked, "passages": hay.passages(), "shown": SHOWN}
 
 
-def one(i: int, names: set[str], first: int, python: str | None) -> Found:
-    """All figures of one context, in a process of its own."""
+def one(i: int, asked: argparse.Namespace) -> Found:
+    """All figures of one context, in a process of its own; from --parts where an earlier run left them there."""
     torch.set_num_threads(1)
+    kept = asked.parts / f"context-{i}.json" if asked.parts else None
+    if kept is not None and kept.exists():
+        return json.loads(kept.read_text())
     source = Model.read("smollm2")
     hay = context(source.tokenizer(), i)
     start = time.process_time()
-    found = recall(source.build(torch.bfloat16), hay, subjects(names), MiKV(), first)
+    found = recall(source.build(torch.bfloat16), hay, subjects(set(asked.methods)), MiKV(), asked.first)
     print(f"context {i + 1}: {time.process_time() - start:.0f} CPU seconds", flush=True)
-    return found | (kvpress(python, source, hay, first) if python else {})
+    if asked.kvpress_python:
+        found |= kvpress(asked.kvpress_python, source, hay, asked.first)
+    if kept is not None:
+        kept.write_text(json.dumps(found))
+    return found
 
 
 def recalls(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
     jobs = ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"))
     with jobs:
-        tasks = [
-            jobs.submit(one, i, set(asked.methods), asked.first, asked.kvpress_python)
-            for i in range(asked.contexts)
-        ]
+        tasks = [jobs.submit(one, i, asked) for i in range(asked.contexts)]
         every = [task.result() for task in tasks]
     if not asked.kvpress_python:
         print("kvpress: skipped (give --kvpress-python, an interpreter that has kvpress 0.5.5 and quanto)")
@@ -143,6 +149,7 @@ def main() -> None:
         "--first", type=int, default=0, help="questions of each text that also stand before it"
     )
     parse.add_argument("--kvpress-python", help="interpreter with kvpress 0.5.5 and optimum-quanto")
+    parse.add_argument("--parts", type=Path, help="folder that keeps each context, to go on after an interruption")
     parse.add_argument("--only", choices=("decoding", "reading", "recall"), help="one table; the others stay")
     parse.add_argument("--quick", action="store_true", help="one context, no speed")
     parse.add_argument("--out", type=Path, default=HERE / "results" / "kv.json")
