@@ -38,8 +38,6 @@ from holdall.weights.texts import held_out_text
 HERE = Path(__file__).parent
 TEXTS = HERE.parent.parent / "shared" / "data" / "text"
 NAMES = ("wikitext2-test-raw.txt", "moby-dick.txt", "war-and-peace.txt")
-    HERE / "results" / "parts"
-)  # of a long run, to go on after it was stopped; delete them to measure anew
 TOKENS = 2048
 LOW = ("25%", "10%", "5%")
 METHODS: dict[str, tuple[KVSelector, tuple[str, ...]]] = {
@@ -149,7 +147,9 @@ def main() -> None:
         "--first", type=int, default=0, help="questions of each text that also stand before it"
     )
     parse.add_argument("--kvpress-python", help="interpreter with kvpress 0.5.5 and optimum-quanto")
-    parse.add_argument("--parts", type=Path, help="folder that keeps each context, to go on after an interruption")
+    parse.add_argument(
+        "--parts", type=Path, help="folder that keeps each context, to go on after an interruption"
+    )
     parse.add_argument("--only", choices=("decoding", "reading", "recall"), help="one table; the others stay")
     parse.add_argument("--quick", action="store_true", help="one context, no speed")
     parse.add_argument("--out", type=Path, default=HERE / "results" / "kv.json")
