@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from holdall.weights.model import Model
+from holdall.dropins.tokenizer import Tokenizer
+from holdall.engine_plan import Source
 from holdall.weights.texts import held_out_text
 
 TRACE = Path(__file__).parent.parent.parent / "shared" / "data" / "traces" / "mooncake_conversation.jsonl"
@@ -52,7 +53,7 @@ class Load:
 
 def requests(args: argparse.Namespace, salt: int = 0) -> Iterator[Asked]:
     """The trace's conversations, over and over; each prompt is another part of a real text, by the salt too."""
-    ids = Model.read(args.model).tokenizer().encode(held_out_text()[:2_000_000])
+    ids = Tokenizer(Source.of(args.model).files).encode(held_out_text()[:2_000_000])
     if TRACE.exists():
         rows = [json.loads(line) for line in TRACE.read_text().splitlines()]
         lengths = [(r["timestamp"] / 1000, r["input_length"], r["output_length"]) for r in rows]
