@@ -38,8 +38,8 @@ class MiKV(KVSelector):
     ask for anything. Poor below a quarter of the 16-bit bytes, where `kv.zipcache` holds on.
 
     Shapes: keys, values [B, H, T, D]; queries [B, G*H, T, D]; scores, mass [B, H, T].
-    Cost: the attention of the whole prompt once more, in blocks; for each new token its scores over all entries once
-    more. Holds D * bits / 4 + 8 bytes a packed token and head, 4 * D + 4 an important one, 2 bits a token of map.
+    Cost: the scores of the whole prompt once more, a few queries at a time; some tokens packed and a tier sorted every
+    ten tokens. Holds D * bits / 4 + 8 bytes a packed token and head, 4 * D + 4 an important one, 2 bits a token of map.
     Knobs:
         low: bits of what is not important; the next fewer where a budget asks for it (paper: 2, 3, 4)
         high: bits of what is important: 16, as it came, or 8 (paper: both)

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from holdall.parts.floats import narrow, wide
+from holdall.parts.moments import moments
 from holdall.parts.quant import _LEAST, _NARROW
 from holdall.parts.tiles import LANES, span
 from holdall.parts.words import put_word, word
@@ -49,15 +50,16 @@ def _fitted(x, count, step, low, top, rounds):  # type: ignore[no-untyped-def]
     for t in range(count):
         mean += x[t]
     mean /= _F32(count)
+    whole = (count + LANES - 1) // LANES * LANES  # beyond count stands the first number again
     for _ in range(rounds):
-        each, codes, squares, both = _F32(1) / step, _F32(0), _F32(0), _F32(0)
-        for t in range(count):
-            q = (x[t] - low) * each
-            q = q if q > 0 else _F32(0)
-            q = np.rint(q if q < top else top)
-            codes += q
-            squares += q * q
-            both += q * (x[t] - mean)
+        each = _F32(1) / step
+        codes, squares, both = moments(x, whole, low, each, top, mean)
+        q = (x[0] - low) * each
+        q = q if q > 0 else _F32(0)
+        q = np.rint(q if q < top else top) * _F32(whole - count)
+        codes -= q
+        squares -= q * q / _F32(max(1, whole - count))
+        both -= q * (x[0] - mean)
         middle = np.float64(codes) / count
         spread = np.float64(squares) - middle * codes
         if spread > 1e-6:

@@ -89,11 +89,19 @@ tile: Any = intrinsic(_tile)
 
 
 def _folded(builder: Any, vector: Any, join: Any) -> Any:
-    """One number of all lanes."""
-    found = builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
-    for i in range(1, LANES):
-        found = join(found, builder.extract_element(vector, ir.Constant(ir.IntType(32), i)))
-    return found
+    """One number of all lanes: halves are joined until one is left."""
+    count, place = LANES, ir.IntType(32)
+    while count > 1:
+        count //= 2
+        nothing = ir.Constant(vector.type, ir.Undefined)
+        halves = [
+            builder.shuffle_vector(
+                vector, nothing, ir.Constant(ir.VectorType(place, count), list(range(i, i + count)))
+            )
+            for i in (0, count)
+        ]
+        vector = join(*halves)
+    return builder.extract_element(vector, ir.Constant(place, 0))
 
 
 def _larger(builder: Any, a: Any, b: Any) -> Any:

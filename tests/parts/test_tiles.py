@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from holdall.parts.tiles import COLUMNS, LANES, ROWS, naive_tile, peak, powers, tile
+from holdall.parts.tiles import COLUMNS, LANES, ROWS, naive_tile, peak, powers, span, tile
 
 
 @njit(fastmath=True)
@@ -20,6 +20,17 @@ def product(x: Any, panel: Any, out: Any, to: int) -> None:
 def softened(row: Any) -> Any:
     top = peak(row, len(row))
     return top, powers(row, len(row), top)
+
+
+@njit(fastmath=True)
+def ends(row: Any) -> Any:
+    return span(row, len(row))
+
+
+@pytest.mark.parametrize("count", [LANES, 3 * LANES])
+def test_the_span_of_a_row(count: int) -> None:
+    x = np.random.default_rng(count).standard_normal(count).astype(np.float32)
+    assert ends(x) == (x.min(), x.max())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 64, 81])
