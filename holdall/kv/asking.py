@@ -15,11 +15,15 @@ before it. Four passages of a text, at an eighth, three, five and seven eighths 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from holdall.budget import Budget
+from holdall.errors import BudgetError
 from holdall.kinds import Spend
 from holdall.kv.needles import SHOWN, Haystack, Probe
+from holdall.kv.refusal import refusal
 from holdall.optional import lazy
 
 if TYPE_CHECKING:
@@ -71,48 +75,116 @@ def _logits(model: Any, cache: Cache, ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([ids]), past_key_values=cache).logits[0].float()
 
 
+ARMS = ("needle", "recall", "perplexity")  # in the window; late questions and copies; what follows
 Subjects = dict[str, tuple["KVSelector", Spend]]
 Found = dict[str, dict[str, Any]]  # subject -> measure -> a figure, or hits (0 or 1) fact by fact
+Refused = dict[str, BudgetError]  # subject -> why it cannot hold its budget, with the least that it can
 
 
-def recall(model: Any, hay: Haystack, subjects: Subjects, lookback: KVSelector, first: int = 0) -> Found:
+def recall(
+    model: Any,
+    hay: Haystack,
+    subjects: Subjects,
+    lookback: KVSelector,
+    first: int = 0,
+    arms: Collection[str] = ARMS,
+) -> Found:
     """What each subject finds in one haystack; the text is read once for all. "full" is the whole cache.
 
     lookback: the method that looks back furthest among the subjects; it decides which queries are remembered.
     first: how many questions are also asked before the text, each at the cost of reading it anew.
+    arms: which of `ARMS` to run; what is left out costs nothing and leaves no figures.
     """
-    from holdall.dropins.transformers import Cache
+    asked = Asking(model, hay, dict(subjects), lookback, first, arms)
+    for _ in asked.run():
+        pass
+    return asked.rows
 
-    base = Cache(lookback)
-    read(model, base, hay.context)
-    small = dict(_shrunk(base, subjects))
-    rows: Found = {n: {"bytes": float(c.nbytes), "entries": float(c.lengths[0])} for n, c in small.items()}
-    for probe in hay.probes:
+
+@dataclass
+class Asking:
+    """`recall` step by step, `steps` in number, into `rows`.
+
+    refused: where subjects are noted that cannot hold their budget, and have no row; None: BudgetError is raised.
+    """
+
+    model: Any
+    hay: Haystack
+    subjects: Subjects  # those that can hold their budget; changed
+    lookback: KVSelector
+    first: int = 0
+    arms: Collection[str] = ARMS
+    refused: Refused | None = None
+    rows: Found = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        return 2 + self.first + len(self._probes)
+
+    @property
+    def _probes(self) -> list[Probe]:
+        return self.hay.probes if "needle" in self.arms or "recall" in self.arms else []
+
+    def run(self) -> Iterator[None]:
+        base = self._reader(self.hay.context)
+        small = dict(self._shrunk(base))
+        self.rows |= {n: {"bytes": float(c.nbytes), "entries": float(c.lengths[0])} for n, c in small.items()}
+        yield
+        for probe in self._probes:
+            if "needle" in self.arms:
+                self._in_the_window(base, probe)
+            if "recall" in self.arms:
+                self._late(small, probe)
+            yield
+        for probe in self.hay.some(self.first):
+            for name, cache in self._shrunk(self._reader(self.hay.asked_first(probe))):
+                _note(self.rows[name], "_first", answer(self.model, cache, probe.stem), probe)
+            yield
+        for name in set(self.rows) - {*self.subjects, "full"}:  # it held the text, but not a question more
+            del self.rows[name]
+        for name, row in self.rows.items():
+            if "recall" in self.arms:
+                row["copy"] = copied(self.model, small[name], self.hay)
+            if "perplexity" in self.arms:
+                row["nll_after"] = continuation(self.model, small[name], self.hay.after)
+        yield
+
+    def _reader(self, ids: Sequence[int]) -> Cache:
+        from holdall.dropins.transformers import Cache
+
+        cache = Cache(self.lookback)
+        read(self.model, cache, ids)
+        return cache
+
+    def _in_the_window(self, base: Cache, probe: Probe) -> None:
         asked = base.copy()
-        read(model, asked, probe.question)
-        for name, cache in _shrunk(asked, subjects):
-            latest = len(hay.context) + len(probe.question) - max(cache.lengths)
-            rows[name].setdefault("outside", []).append(float(probe.end <= latest))
-            logits = answer(model, cache, probe.stem)
-            _note(rows[name], "", logits, probe)
-            if name != "full":  # of which nothing went between the question and the answer
-                logits = answer(model, small[name].copy(), probe.question + probe.stem)
-            _note(rows[name], "_late", logits, probe)
-    for probe in hay.some(first):
-        asked = Cache(lookback)
-        read(model, asked, hay.asked_first(probe))
-        for name, cache in _shrunk(asked, subjects):
-            _note(rows[name], "_first", answer(model, cache, probe.stem), probe)
-    for name, cache in small.items():
-        rows[name] |= {"copy": copied(model, cache, hay), "nll_after": continuation(model, cache, hay.after)}
-    return rows
+        read(self.model, asked, probe.question)
+        for name, cache in self._shrunk(asked):
+            latest = len(self.hay.context) + len(probe.question) - max(cache.lengths)
+            self.rows[name].setdefault("outside", []).append(float(probe.end <= latest))
+            logits = answer(self.model, cache, probe.stem)
+            _note(self.rows[name], "", logits, probe)
+            if name == "full" and "recall" in self.arms:  # nothing goes between the question and the answer
+                _note(self.rows[name], "_late", logits, probe)
 
+    def _late(self, small: dict[str, Cache], probe: Probe) -> None:
+        for name in self.subjects if "needle" in self.arms else (*self.subjects, "full"):
+            logits = answer(self.model, small[name].copy(), probe.question + probe.stem)
+            _note(self.rows[name], "_late", logits, probe)
 
-def _shrunk(cache: Cache, subjects: Subjects) -> Iterator[tuple[str, Cache]]:
-    """A cache of each subject's size, one at a time, and at last the whole; `cache` stays as it is."""
-    for name, subject in subjects.items():
-        yield name, cache.compressed(*subject)
-    yield "full", cache.copy()
+    def _shrunk(self, cache: Cache) -> Iterator[tuple[str, Cache]]:
+        """A cache of each subject's size, one at a time, and at last the whole; `cache` stays as it is."""
+        for name, (method, budget) in list(self.subjects.items()):
+            try:
+                made = cache.compressed(method, budget)
+            except BudgetError as fault:
+                if self.refused is None:
+                    raise
+                self.refused[name] = refusal(cache, method, Budget.parse(budget), fault)
+                del self.subjects[name]
+                continue
+            yield name, made
+        yield "full", cache.copy()
 
 
 def _note(row: dict[str, Any], arm: str, logits: torch.Tensor, probe: Probe) -> None:
@@ -144,7 +216,8 @@ def summary(texts: Sequence[Found], whole: str = "full") -> dict[str, dict[str, 
             row["outside"] = float(len(outside))
             if outside:
                 row["recall_outside"] = sum(outside) / len(outside)
-        row["perplexity"] = math.exp(row.pop("nll_after"))
+        if "nll_after" in row:
+            row["perplexity"] = math.exp(row.pop("nll_after"))
         rows[name] = row
     return rows
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from holdall.budget import Budget
 from holdall.errors import BadInput
 from holdall.kinds import Spend
 from holdall.kv.entries import Entries
 from holdall.optional import lazy
-from holdall.report import Report, provenance
+from holdall.report import Report
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,6 @@ FLOORS: tuple[str, ...] = ("kv.random", "kv.recent")
 
 _LAYER = 5  # of real(): late enough for heads that look things up, early enough to be quick
 _TOKENS, _NEXT, _PADDING = 448, 32, 96
-_CONTEXT = 2048  # tokens of the protocol
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -184,48 +182,19 @@ def measure(
 ) -> Report:
     """Recall of ten facts in 2,048 tokens, perplexity of what follows, and bytes, beside the whole cache and floors.
 
-    model: a short name or path (smollm2). on: "needle" (Python's language reference) or the path of a text.
-    quick: one text of ten facts; else three, two questions of each asked before the text too, and the peak memory
-    and seconds of reading one.
-    Rows: bytes and entries (a head's) that the cache holds after the text; recall (question in the window),
-    recall_late (after compression) and recall_first (before the text), chance 0.17; greedy...: the same as the
-    likeliest token; ..._known: over the facts that the whole cache answers; recall_outside: over those of them that
-    a cache of the latest tokens would not hold, `outside` in number; copy: the share of tokens of earlier
+    model: a short name or path (smollm2), which runs in bfloat16. on: arms and the path of a text, commas between:
+    needle (question in the window), recall (late questions, and copies), perplexity, first (question before the
+    text) and reading (peak memory and CPU seconds of it); Python's language reference, and all, or the first three
+    if it is quick. quick: one text of ten facts; else three, and two questions of each for first.
+    Rows: bytes, share of the whole and entries (a head's) that the cache holds after the text; recall (question in
+    the window), recall_late (after compression) and recall_first (before the text), chance 0.17; greedy...: the same
+    as the likeliest token; ..._known: over the facts that the whole cache answers; recall_outside: over those of them
+    that a cache of the latest tokens would not hold, `outside` in number; copy: the share of tokens of earlier
     passages given back; recall_full and greedy_full: what the whole cache reaches; perplexity of the next 128 tokens.
     """
-    from holdall.kv.asking import reading_cost, recall, summary
-    from holdall.kv.needles import haystack
-    from holdall.weights.model import Model
+    from holdall.kv.race import compare
 
-    text, source = _text(on), Model.read(model or "smollm2")
-    tokenizer, net = source.tokenizer(), source.build()
-    subjects = _subjects(method, budget)
-    seeds = range(1 if quick else 3)
-    first = 0 if quick else 2
-    found = [
-        recall(net, haystack(tokenizer, text, _CONTEXT, seed), subjects, method, first) for seed in seeds
-    ]
-    figures = summary(found)
-    rows = {name: figures[name] for name in ("full", *subjects)}
-    for row in rows.values():
-        row["recall_full"], row["greedy_full"] = rows["full"]["recall"], rows["full"]["greedy"]
-    if not quick:
-        ids = haystack(tokenizer, text, _CONTEXT).context
-        for name, how in (("full", (None, None)), (method.full_name(), (method, budget))):
-            rows[name] |= reading_cost(net, ids, *how)
-    facts = provenance(
-        method=method.to_dict(), budget=str(Budget.parse(budget)), model=model or "smollm2", on=on or "needle",
-        dtype="float32", tokens=_CONTEXT, facts=10 * len(seeds), facts_first=first * len(seeds),
-    )  # fmt: skip
-    return Report(rows, baseline="full", provenance=facts)
-
-
-def _subjects(method: KVSelector, budget: Spend) -> dict[str, tuple[KVSelector, Spend]]:
-    """The floors at the same budget, if there is one, and last the method itself."""
-    from holdall.kv import Random, Recent
-
-    floors = (Random(), Recent()) if Budget.parse(budget) is not None else ()
-    return {m.full_name(): (m, budget) for m in (*floors, method)}
+    return compare([method], [budget], model=model, on=on, quick=quick)
 
 
 def _text(on: str | None) -> str:
