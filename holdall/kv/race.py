@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +20,8 @@ from holdall.report import Report, provenance
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from holdall.kv.needles import Haystack
 else:
     torch = lazy("torch", extra="kv")
 
@@ -111,13 +113,7 @@ def compare(
     tokenizer, net = source.tokenizer(), source.build(torch.bfloat16)
     hays = [haystack(tokenizer, text, _CONTEXT, seed) for seed in range(1 if quick else 3)]
     first, refused = 2 if "first" in arms else 0, dict[str, BudgetError]()
-    lookback = Furthest(among=tuple(m for m, _ in subjects.values()))
-    texts = (
-        Asking(
-            net, hay, {n: s for n, s in subjects.items() if n not in refused}, lookback, first, arms, refused
-        )
-        for hay in hays
-    )
+    texts = _askings(net, hays, subjects, first, arms, refused)
     found = _found(texts, len(hays), mine)
     rows = _rows(found, [name for name in subjects if name not in refused])
     if "reading" in arms and len(found) == len(hays):
@@ -147,6 +143,21 @@ def _subjects(methods: Sequence[KVSelector], budgets: Sequence[Spend]) -> tuple[
         for m in (*(floors if budget is not None else ()), *methods):
             found[f"{m.full_name()} {budget}" if several else m.full_name()] = (m, budget)
     return found, [name for name, (m, _) in found.items() if m.full_name() in names]
+
+
+def _askings(
+    net: Any,
+    hays: Sequence[Haystack],
+    subjects: Subjects,
+    first: int,
+    arms: Sequence[str],
+    refused: dict[str, BudgetError],
+) -> Iterator[Asking]:
+    """Each text's, without those who could not hold an earlier one."""
+    lookback = Furthest(among=tuple(m for m, _ in subjects.values()))
+    for hay in hays:
+        left = {name: subject for name, subject in subjects.items() if name not in refused}
+        yield Asking(net, hay, left, lookback, first, arms, refused)
 
 
 def _found(texts: Iterable[Asking], count: int, mine: Sequence[str]) -> list[Found]:
