@@ -150,15 +150,23 @@ class _Layer:
         whole = None if spec["copy"] else self._keys(b, h, np.arange(self.count))
         some = self._channels(b, h, chosen) if whole is None else whole[:, chosen]  # [S, r]
         guess = _softmax(q[:, chosen] @ some.T / np.sqrt(d.dim * kept.clip(1e-30))[:, None])  # [G, S]
-        worth = guess.mean(0)
-        worth[self.count - min(spec["local"], self.count) :] = np.inf
-        k = min(self.count, max(spec["local"] + 1, int(np.ceil(spec["tokens"] * self.count))))
-        j = np.sort(np.argsort(-worth, kind="stable")[:k])
-        d.counts["flops"] += len(q) * (2 * self.count * r + 4 * k * d.dim)
+        j = self._attended(guess.mean(0))
+        d.counts["flops"] += len(q) * (2 * self.count * r + 4 * len(j) * d.dim)
         alpha = guess[:, j].sum(1, keepdims=True)
         keys = self._keys(b, h, j) if whole is None else whole[j]
         near = _softmax(q @ keys.T / np.sqrt(d.dim)) @ self._values(b, h, j)
         return alpha * near + (1 - alpha) * (self.total[b, h] / self.count).astype(np.float32)
+
+    def _attended(self, worth: np.ndarray) -> np.ndarray:
+        """Which tokens, ascending: those of most worth [S], or all tokens of the pages of most worth."""
+        spec, unit = self.drive.spec, self.drive.group if self.drive.spec["by"] == "page" else 1
+        worth[self.count - min(spec["local"], self.count) :] = np.inf
+        worth = np.add.reduceat(worth, np.arange(0, self.count, unit))
+        stay = int(np.isinf(worth).sum())
+        wanted = max(stay + 1, int(np.ceil(spec["tokens"] * len(worth))))
+        units = np.sort(np.argsort(-worth, kind="stable")[:wanted])
+        j = (units[:, None] * unit + np.arange(unit)).reshape(-1)
+        return j[j < self.count]
 
     def _channels(self, b: int, h: int, chosen: np.ndarray) -> np.ndarray:
         """Those channels of all keys, [S, r]: pages of groups that have one, and the buffer."""

@@ -31,7 +31,9 @@ class InstInfer(Runtime):
     twice). Read per head: the pages of r channels of all S tokens, and those of k tokens' keys and values.
     Knobs:
         channels: share of the channels whose products are summed first, r / D (paper: chosen for 1/8 of the bytes)
-        tokens: share of the tokens that are attended to, k / S (paper: the same; 1/8 and 1/16 want 1/8 of the bytes)
+        tokens: share of the tokens that are attended to, k / S (paper: chosen for 1/8 of the bytes)
+        by: what is chosen: "token", or "page", all tokens of the pages whose tokens matter most together: what is read
+            anyway is attended to (paper: token)
         local: latest tokens that are always attended to
         dense: contexts of up to so many tokens are read whole
         columns: neighbouring channels in one page of the channel-indexed copy (paper: 2 to 8)
@@ -43,7 +45,9 @@ class InstInfer(Runtime):
         bits: of a stored number (paper: 16)
     Differs from the paper: the drive is a process, flash channels are files, and there is no garbage collection: a
     session is one task, and its space is free when it closes. Query heads that share a key/value head share channels
-    (by their mean share of |q|) and tokens (by their mean weight), so that one page serves all of them.
+    (by their mean share of |q|) and tokens (by their mean weight), so that one page serves all of them. The default
+    chooses whole pages: a sixteenth of the tokens lay in half of them, and three quarters of what was read was thrown
+    away; `InstInfer(by="token", tokens=1/16)` is the paper's.
     Example:
         >>> import numpy as np
         >>> from holdall.kv import InstInfer
@@ -76,7 +80,8 @@ class InstInfer(Runtime):
     }
 
     channels: float = knob(1 / 8, "share of channels that guess, r / D", other=1 / 2)
-    tokens: float = knob(1 / 16, "share of tokens that are attended to, k / S", other=1 / 4)
+    tokens: float = knob(1 / 4, "share of tokens that are attended to, k / S", paper=1 / 16, other=1 / 2)
+    by: str = knob("page", 'what is chosen: "page" or "token"', paper="token", other="token")
     local: int = knob(32, "latest tokens, which are always attended to", unit="tokens", other=64)
     dense: int = knob(256, "contexts up to this are read whole", unit="tokens", other=4096)
     columns: int = knob(2, "neighbouring channels in a page", unit="channels", other=8, changes="traffic")
@@ -96,6 +101,8 @@ class InstInfer(Runtime):
         for name, least in (("local", 0), ("dense", 0), ("columns", 1), ("lanes", 1), ("drives", 1)):
             if getattr(self, name) < least:
                 raise BadInput(name, getattr(self, name), f"at least {least}")
+        if self.by not in ("page", "token"):
+            raise BadInput("by", self.by, '"page" or "token"')
         if self.bits not in (16, 32) or self.placement not in ("striped", "random"):
             raise BadInput(
                 "bits or placement", f"{self.bits}, {self.placement}", '16 or 32, "striped" or "random"'
