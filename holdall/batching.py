@@ -203,7 +203,7 @@ class Batch:
             for other in self._running.values()
             if other.slot >= 0
         }
-        r.slot, r.written = self._places.begin(r.request.ids, busy)
+        r.slot, r.written = self._places.begin(r.request.ids, len(r.request.ids) + r.request.most, busy)
         r.reused = r.written
 
     def _pass(self, reading: _Running | None, writing: list[_Running]) -> list[Given]:

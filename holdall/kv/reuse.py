@@ -30,10 +30,11 @@ class Reuse:
         self.slots.release(slot, worth=self._ended)
         self._left[slot] = list(tokens)
 
-    def begin(self, ids: Sequence[int], running: Mapping[int, Sequence[int]]) -> tuple[int, int]:
+    def begin(self, ids: Sequence[int], room: int, running: Mapping[int, Sequence[int]]) -> tuple[int, int]:
         """(an inactive slot, how many of `ids` stand there already); the last one is always left to read.
 
-        running: slots that are busy, and what was written there. At least one slot is not busy.
+        room: tokens that the request may come to have. running: slots that are busy, and what was written there; not
+        all are.
         """
         alike = {slot: _alike(ids[:-1], tokens) for slot, tokens in {**self._standing(), **running}.items()}
         source = max(alike, key=lambda slot: (alike[slot], slot in self._left), default=-1)
@@ -41,14 +42,13 @@ class Reuse:
         source = source if tokens else -1
         here = source in self._left and tokens >= _MOST * len(self._left[source])
         slot = source if tokens and here else self._least(running, source)
-        if tokens:
-            try:
-                self.slots.begin(slot, tokens, source)
-            except BudgetError:  # there is no room for both
-                if source not in self._left:
-                    raise
-                slot = source
-                self.slots.begin(slot, tokens, source)
+        try:
+            self.slots.begin(slot, tokens, source if tokens else slot, room)
+        except BudgetError:  # there is no room for both
+            if source not in self._left:
+                raise
+            slot = source
+            self.slots.begin(slot, tokens, source, room)
         self._left.pop(slot, None)
         return slot, tokens
 

@@ -82,7 +82,7 @@ class Slots(Session):
         return self._pages.resident(self.pool.prefixes)
 
     def lowest(self) -> int | None:
-        """The inactive slot with the lowest number, which is the one most likely to have pages; None: all are busy."""
+        """The first inactive slot, which is the one most likely to have pages; None: all are busy."""
         return next((i for i, n in enumerate(self.lengths) if n == 0), None)
 
     def step(self, x: Sequence[int]) -> None:
@@ -98,8 +98,7 @@ class Slots(Session):
     def step_async(self, lengths: Sequence[int]) -> None:
         """`step`, and then a thread maps what the next one is going to need, while the caller computes."""
         self._serve(lengths)
-        wanted = self._foreseen()
-        if wanted and self.pool.free:
+        if (wanted := self._foreseen()) and self.pool.free:
             self._thread = threading.Thread(target=self._ahead, args=(wanted,), name="holdall-pages")
             self._thread.start()
 
@@ -114,16 +113,18 @@ class Slots(Session):
         self._settle()
         return self.pool.slots[slot].kept
 
-    def begin(self, slot: int, tokens: int, source: int) -> None:
+    def begin(self, slot: int, tokens: int, source: int, room: int | None = None) -> None:
         """Let an inactive slot begin with the first tokens that stand in another one, as a copy, or in itself.
 
-        BudgetError, with nothing copied, where the pool has not enough beside those tokens.
+        room: tokens that it may come to have; what it has beyond goes, but for some `extra` blocks. BudgetError, with
+        nothing copied, where the pool has not enough beside those tokens.
         """
         self._settle()
-        if self.lengths[slot] or not 0 < tokens <= self.kept(source):
-            raise BadInput("slot", slot, f"an inactive slot, and 1 to {self.kept(source)} tokens of another")
-        asked = list(self.lengths)
-        asked[slot], asked[source] = tokens, max(tokens, asked[source])
+        if self.lengths[slot] or not 0 <= tokens <= self.kept(source):
+            raise BadInput("slot", slot, f"an inactive slot, and up to {self.kept(source)} tokens of another")
+        if room is not None:
+            self.pool.cut(slot, self._pages.need(max(room, tokens)) + self.method.extra)
+        asked = [tokens if i == slot else max(n, tokens * (i == source)) for i, n in enumerate(self.lengths)]
         self.pool.take(self.pool.missing(slot, 0, tokens), asked, "the beginning of a context")
         self.pool.grow(slot, self._pages.need(tokens))
         for layer in [*self.keys, *self.values] if slot != source else []:
@@ -137,8 +138,7 @@ class Slots(Session):
         """
         self._settle()
         if not 0 < tokens <= self.lengths[slot] or self.pool.slots[slot].prefix is not None:
-            wanted = f"1 to {self.lengths[slot]} tokens of a slot that has no prefix yet"
-            raise BadInput("prefix", tokens, wanted)
+            raise BadInput("prefix", tokens, f"1 to {self.lengths[slot]} tokens of a slot without a prefix")
         self.pool.take(self._pages.need(tokens), self.lengths, "a prefix, copied once")
         return self.pool.keep(slot, tokens)
 

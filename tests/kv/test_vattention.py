@@ -289,7 +289,7 @@ def test_a_context_begins_with_what_stands_in_a_slot(knobs: dict[str, Any]) -> N
         slots.step([60, 38, 0])
         for i, tensor in enumerate([*slots.keys, *slots.values]):
             assert torch.equal(tensor[0, :41], before[i][:41]) and torch.equal(tensor[1, :37], before[i][:37])
-        for wrong in ((1, 5, 0), (2, 61, 0), (2, 0, 0)):
+        for wrong in ((1, 5, 0), (2, 61, 0), (2, -1, 0)):
             with pytest.raises(BadInput, match="slot"):
                 slots.begin(*wrong)
 
@@ -313,6 +313,18 @@ def test_what_others_needed_no_longer_stands_there_even_where_pages_came_back() 
         assert slots.kept(1) == 0
         with pytest.raises(BadInput):
             slots.begin(1, 1, 1)
+
+
+def test_a_slot_gives_back_what_the_next_one_has_no_use_for() -> None:
+    with small(slots=2) as slots:
+        slots.step([300, 0])
+        slots.release(0)
+        held = slots.nbytes
+        slots.begin(0, 0, 0, room=40)
+        spare = slots.method.extra * slots.block
+        assert slots.nbytes == slots.cost(40) + spare < held and slots.kept(0) == 0
+        slots.step([40, 0])
+        assert slots.resident() == slots.cost(40) + spare
 
 
 def test_a_copy_for_which_there_is_no_room_changes_nothing() -> None:
