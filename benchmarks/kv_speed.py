@@ -71,7 +71,7 @@ def decoding(net: Any, ids: list[int], lengths: list[int]) -> dict[str, dict[str
         plain = DynamicCache()
         for i, layer in enumerate(base.layers):
             plain.update(layer.keys, layer.values, i)
-        held: dict[str, Any] = {"DynamicCache": plain, "full": base.compressed(MiKV(), "100%")}
+        held: dict[str, Any] = {"DynamicCache": plain, "full": base.compressed(SnapKV(), "100%")}
         held |= {name: base.compressed(*way) for name, way in HELD.items()}
         sizes = {n: c.nbytes if isinstance(c, Cache) else held["full"].nbytes for n, c in held.items()}
         for name, took in steps(net, held, length).items():

@@ -63,7 +63,7 @@ class Engine:
             raise BadInput("memory", str(limit), 'bytes ("120MB")')
         if kv is None and kv_budget is not None:
             raise BadInput("kv budget", str(kv_budget), "a kv method that holds it (--with kv.snapkv)")
-        libraries(path)
+        libraries(path, kv)
         if limit is not None:
             return_early()
         base = resident_bytes()

@@ -17,6 +17,7 @@ from holdall.optional import lazy, need
 if TYPE_CHECKING:
     import torch
 
+    from holdall.kv.base import KVSelector
     from holdall.packed import Packed
 else:
     torch = lazy("torch", extra="weights")
@@ -172,7 +173,7 @@ class _Sliced:
         return out
 
 
-def libraries(path: str) -> None:
+def libraries(path: str, kv: KVSelector | None = None) -> None:
     """Import, and compile, what running that model will need, so that its memory can be told from theirs."""
     hub.present(path)
     transformers = need("transformers", "weights")
@@ -190,6 +191,18 @@ def libraries(path: str) -> None:
         part.product(np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32))
     elif path.lower().endswith(".gguf") or path in hub.short_names():
         need("gguf", "weights")
+    if kv is not None:
+        _rehearse(kv)
+
+
+def _rehearse(kv: KVSelector) -> None:
+    from holdall.kv.entries import Entries
+
+    for dtype in (torch.float32, torch.bfloat16):
+        keys, values, queries = torch.zeros(3, 1, 1, 256, 64, dtype=dtype).unbind(0)
+        kv.select(Entries(keys=keys, values=values, queries=queries), "50%").attend(
+            queries[:, :, :1], None, None
+        )
 
 
 def _with_config(files: dict[str, bytes], path: str) -> dict[str, bytes]:

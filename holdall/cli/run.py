@@ -61,7 +61,7 @@ def run(
     if contexts is not None and method is not None:
         raise BadInput("--contexts", "a kv method besides", "one of both: contexts are held as they are")
     question = _asked(prompt)
-    libraries(model)
+    libraries(model, method)
     with Meter() as meter:
         engine = (
             Engine.open(model, memory, method, kv) if contexts is None else _over(model, contexts, memory)

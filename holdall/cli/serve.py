@@ -75,7 +75,7 @@ def serve(
     if words:
         raise BadInput("argument", words[0], "one model")
     method, most = kv_method(with_, kv, options), _bytes(body)
-    settings = _settings(model)(
+    settings = _settings(model, method)(
         name=name or Path(model.rstrip("/")).stem, api_key=api_key, host=host, queue=queue, answer=answer,
         temperature=temperature, timeout=timeout, idle=idle, grace=grace, body=most,
     )  # fmt: skip
@@ -100,14 +100,14 @@ def _bytes(text: str) -> int:
     return most.bytes
 
 
-def _settings(model: str) -> Any:
+def _settings(model: str, method: Any) -> Any:
     """What settings are made with, once everything that serving that model needs is there."""
     from holdall.engine_plan import libraries
     from holdall.optional import need
 
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         need(package, "serve")
-    libraries(model)
+    libraries(model, method)
     from holdall.server.service import Settings
 
     return Settings

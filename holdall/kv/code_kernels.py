@@ -120,7 +120,11 @@ def keys_by_token(x, brain, see, bits, rounds, s, z, codes, a, m, peaks, first, 
     """
     _, n, depth = x.shape
     q, codes_of = np.empty((depth, n + 8), np.uint8), np.empty(depth + 8, np.uint8)
-    row, less, by = np.empty(depth + LANES, np.float32), np.empty(depth, np.float32), np.empty(depth, np.float32)
+    row, less, by = (
+        np.empty(depth + LANES, np.float32),
+        np.empty(depth, np.float32),
+        np.empty(depth, np.float32),
+    )
     for head in range(first, last):
         _scales(s[head], z[head], less, by)
         for t in range(n):

@@ -86,7 +86,7 @@ class InstInfer(Runtime):
     dense: int = knob(256, "contexts up to this are read whole", unit="tokens", other=4096)
     columns: int = knob(2, "neighbouring channels in a page", unit="channels", other=8, changes="traffic")
     copy: bool = knob(True, "keep the channel-indexed copy of the keys", other=False, changes="traffic")
-    page: int = knob(4096, "a page", unit="bytes", other=8192, changes="traffic")
+    page: int = knob(4096, "a page", unit="bytes", other=8192)
     lanes: int = knob(8, "flash channels of a drive, one file each", other=3, changes="traffic")
     placement: str = knob(
         "striped", '"striped" along the tokens, or "random"', other="random", changes="traffic"
