@@ -59,7 +59,7 @@ class Source:
         if not isinstance(method, WeightCodec):
             raise BadInput("model", path, f"a packed model, not what {method.full_name()} packed")
         files = _with_config(files_of(packed), path)
-        if type(method).open is not WeightCodec.open:
+        if method.stays_packed():
             return cls(files, packed.nbytes, 2, packed)
         elements = sum(math.prod(shape) for _, _, shape in described(packed))
         return cls(files, 4 * elements, 4, packed)

@@ -3,13 +3,15 @@
 You hold a model (`Model.read` takes a GGUF, safetensors, Hugging Face folder or a short name) and name a size; you
 get one `.hold` file with everything that is needed to run it, and `open` gives a running module. `bitstack` makes a
 file of which any prefix is a model, and whose budget can change while it runs; `rtn` is classic group-wise
-rounding; `none` and `random` are the floors.
+rounding; `none` and `random` are the floors. `quantize_` makes a module's matrices packed ones where it stands.
 """
 
 from holdall.weights.bitstack import BitStack
+from holdall.weights.coded import Coded
 from holdall.weights.model import Model
 from holdall.weights.none import Nothing
+from holdall.weights.opening import open, quantize_
 from holdall.weights.random import Random
 from holdall.weights.rtn import RoundToNearest
 
-__all__ = ["BitStack", "Model", "Nothing", "Random", "RoundToNearest"]
+__all__ = ["BitStack", "Coded", "Model", "Nothing", "Random", "RoundToNearest", "open", "quantize_"]

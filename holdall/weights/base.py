@@ -12,9 +12,12 @@ from holdall.places import is_file
 from holdall.weights.model import Model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from holdall.packed import Packed
+    from holdall.weights.packed_linear import Held
 
 _FORMATS = (".gguf", ".safetensors")
 
@@ -34,7 +37,20 @@ class WeightCodec(Codec):
 
         Methods that cannot keep weights packed decode them all, and take the memory of the original.
         """
-        return self.decode(packed).build()
+        shell, held = self.held(packed, memory)
+        if not held:
+            return shell.build()
+        from holdall.weights.packed_linear import install
+
+        return install(shell, held)
+
+    def held(self, packed: Packed, memory: Spend = None) -> tuple[Model, Mapping[str, Held]]:
+        """(the tensors that are plain, and the files; the matrices that stay packed, by name)."""
+        return self.decode(packed), {}
+
+    @classmethod
+    def stays_packed(cls) -> bool:
+        return cls.held is not WeightCodec.held
 
     @staticmethod
     def allowed(model: Model, budget: Spend) -> int | None:

@@ -15,12 +15,12 @@ from holdall.packed import Packed
 from holdall.weights.base import WeightCodec, finish
 from holdall.weights.layout import Layout, depths, kept, plan, read_kept
 from holdall.weights.model import Model
+from holdall.weights.stack import Stack
 
 if TYPE_CHECKING:
     import torch
 
     from holdall.weights.encoder import Encoder
-    from holdall.weights.stack import Stack
 else:
     torch = lazy("torch", extra="weights")
 
@@ -113,9 +113,8 @@ class BitStack(WeightCodec):
             if getattr(self, field) not in wanted:
                 raise BadInput(field, getattr(self, field), " or ".join(wanted))
         if self.levels < 1 or self.aim < 1 or self.lead < 0 or self.windows < 1 or self.window < 2:
-            raise BadInput(
-                "bitstack", str(self.to_dict()), "levels, aim, windows of at least 1, lead of at least 0"
-            )
+            least = "levels, aim, windows of at least 1, lead of at least 0"
+            raise BadInput("bitstack", str(self.to_dict()), least)
 
     def encode(self, x: Model, budget: Spend = None, *, to: str | None = None) -> Packed:
         from holdall.weights.encoder import Encoder
@@ -155,21 +154,23 @@ class BitStack(WeightCodec):
 
         shell, stack = self._open(packed)
         stack.change(memory)
-        module = install(shell, stack.layout, stack.parts)
+        module = install(shell, stack.pieces())
         module.__dict__["holdall_stack"] = stack  # beside torch's own bookkeeping: it is no parameter
         return module
 
-    def _open(self, packed: Packed) -> tuple[Model, Stack]:
-        from holdall.weights.stack import Stack
+    def held(self, packed: Packed, memory: Spend = None) -> tuple[Model, Any]:
+        shell, stack = self._open(packed)
+        stack.change(memory)
+        return shell, stack.pieces()
 
+    def _open(self, packed: Packed) -> tuple[Model, Stack]:
         layout = Layout.of(packed)
         state, files = read_kept(packed, layout)
         original, elements = packed.meta.get("original_bytes"), packed.meta.get("elements")
         if type(original) is not int or type(elements) is not int or min(original, elements) < 0:
             raise CorruptArtefact("the BitStack header", "it does not say how large the original was")
-        return Model(state, files, str(packed.meta.get("name", "model"))), Stack(
-            packed, layout, original, elements
-        )
+        name = str(packed.meta.get("name", "model"))
+        return Model(state, files, name), Stack(packed, layout, original, elements)
 
     def _meta(self, x: Model, layout: Layout) -> dict[str, Any]:
         size = {"name": x.name, "original_bytes": x.nbytes, "elements": x.elements}

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from holdall.weights.iavd import Block
 from holdall.weights.layout import Piece
 
+if TYPE_CHECKING:
+    import torch
+
 WORTH = 6_000_000  # signs that are worth another thread
+_FEW = 128  # up to so many tokens are multiplied from the signs; for more, W is rebuilt once
+_NEAR = 1 << 18  # weights rebuilt at a time: 1 MB, half of a core's second cache,
+_LEAST = 64  # but not fewer rows than a product pays for
 
 
 class Part:
@@ -97,3 +105,58 @@ class Scratch:
         if self._flat.size < m * n:
             self._flat = np.zeros(m * n, np.float32)
         return self._flat[: m * n].reshape(m, n)
+
+
+class Pieces:
+    """A matrix as its pieces, one below the other: what a packed module holds."""
+
+    def __init__(self, parts: list[Part], scratch: Scratch):
+        self.parts, self._scratch = parts, scratch
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[-1].piece.stop, self.parts[0].piece.columns
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        out = torch.empty(len(x), self.shape[0])
+        if len(x) <= _FEW:
+            spare = -x.shape[1] % 16
+            tokens = torch.nn.functional.pad(x, (0, spare)) if spare else x
+            for part in self.parts:
+                part.product(tokens.numpy(), out.numpy(), part.piece.start)
+        else:
+            for part in self.parts:
+                self._many(part, x, out[:, part.piece.start : part.piece.stop])
+        return out
+
+    def _many(self, part: Part, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Some rows of W_hat at a time are rebuilt once for all tokens, few enough to stay in a near cache."""
+        import torch
+
+        piece, factors = part.piece, part.factors()
+        step = max(_LEAST, _NEAR // piece.columns)
+        for start in range(0, piece.rows, step):
+            stop = min(start + step, piece.rows)
+            weight = self._scratch.take(stop - start, piece.columns)
+            part.dense(weight, start, factors)
+            out[:, start:stop] = x @ torch.from_numpy(weight).T
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(ids), self.shape[1]), np.float32)
+        for part in self.parts:
+            here = np.flatnonzero((ids >= part.piece.start) & (ids < part.piece.stop))
+            if len(here):
+                out[here] = part.rows(ids[here] - part.piece.start)
+        return out
+
+    def dense(self) -> np.ndarray:
+        out = np.zeros(self.shape, np.float32)
+        for part in self.parts:
+            part.dense(out[part.piece.start : part.piece.stop])
+        return out

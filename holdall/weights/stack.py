@@ -14,7 +14,7 @@ from holdall.kinds import Spend
 from holdall.optional import lazy
 from holdall.packed import LazyArrays, Packed
 from holdall.weights.layout import Layout, Piece
-from holdall.weights.parts import Part
+from holdall.weights.parts import Part, Pieces, Scratch
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,14 @@ class Stack:
     def nbytes(self) -> int:
         """Bytes of the file, from its start, that what is loaded takes."""
         return int(self._ends[self.count])
+
+    def pieces(self) -> dict[str, Pieces]:
+        """The matrices by name; they follow what is loaded."""
+        by_name: dict[str, list[Part]] = {}
+        for part in self.parts:
+            by_name.setdefault(self.layout.tensors[part.piece.tensor][0], []).append(part)
+        scratch = Scratch()
+        return {name: Pieces(parts, scratch) for name, parts in by_name.items()}
 
     def count_for(self, budget: Spend) -> int:
         """How many blocks fit; every first block has to."""

@@ -11,7 +11,7 @@ from holdall.weights.few_tokens import MOST, FewTokens
 from holdall.weights.iavd import Block
 from holdall.weights.layout import Piece
 from holdall.weights.packed_linear import PackedLinear
-from holdall.weights.parts import Part, Scratch
+from holdall.weights.parts import Part, Pieces, Scratch
 
 
 def _part(start: int, rows: int, columns: int, rank: int, levels: int) -> tuple[Part, torch.Tensor]:
@@ -34,7 +34,7 @@ def _part(start: int, rows: int, columns: int, rank: int, levels: int) -> tuple[
 def test_packed_linears_take_any_number_of_tokens(tokens: int, columns: int, dtype: torch.dtype) -> None:
     (first, top), (second, bottom) = _part(0, 67, columns, 3, 2), _part(67, 5, columns, 1, 4)
     bias, x = torch.randn(72), torch.randn(1, tokens, columns).to(dtype)
-    packed = PackedLinear([first, second], bias, Scratch())
+    packed = PackedLinear(Pieces([first, second], Scratch()), bias)
     truth = nn.functional.linear(x.float(), torch.cat([top, bottom]), bias)
     loose = 1e-4 if dtype == torch.float32 else 2e-2
     out = packed(x)

@@ -49,14 +49,23 @@ def test_rounding_is_at_most_half_a_step_away(bits, shape):
 
 def test_rounding_takes_bits_and_half_a_byte_pair_a_group():
     x = Model({"w": torch.randn(128, 256, generator=torch.Generator().manual_seed(0))})
-    sizes = {bits: RoundToNearest(bits=bits).encode(x).nbytes for bits in (2, 3, 4, 8)}
-    assert sizes[4] - sizes[3] == sizes[3] - sizes[2] == 128 * 256 // 8
+    sizes = {b: RoundToNearest(bits=b, entropy=False).encode(x).nbytes for b in (2, 3, 4, 5, 6, 8)}
+    assert sizes[4] - sizes[3] == sizes[3] - sizes[2] == sizes[6] - sizes[5] == 128 * 256 // 8
     assert abs(sizes[2] - 128 * 256 * 2.5 / 8) < 700  # 2 bits and 32 bits a group of 64, and the header
+
+
+@pytest.mark.parametrize("group", [0, 64])
+def test_entropy_coding_saves_bytes_and_changes_no_weight(group):
+    x = Model({"w": torch.randn(128, 256, generator=torch.Generator().manual_seed(0))})
+    fixed, coded = (RoundToNearest(bits=4, group=group, entropy=e) for e in (False, True))
+    a, b = fixed.encode(x), coded.encode(x)
+    assert b.nbytes < (0.89 if group == 0 else 0.96) * a.nbytes
+    assert torch.equal(fixed.decode(a).state["w"], coded.decode(b).state["w"])
 
 
 def test_a_budget_takes_the_widest_grid_that_fits():
     x = Model({"w": torch.randn(256, 256, generator=torch.Generator().manual_seed(0))})
-    for share, bits in (("9%", 2), ("12%", 3), ("16%", 4), ("30%", 8)):
+    for share, bits in (("9%", 2), ("12%", 3), ("15%", 4), ("17%", 5), ("30%", 8)):
         packed = RoundToNearest().encode(x, share)
         assert packed.meta["bits"] == bits and packed.nbytes <= int(share[:-1]) / 100 * x.nbytes
     with pytest.raises(BudgetError, match="2 bits"):
@@ -65,7 +74,7 @@ def test_a_budget_takes_the_widest_grid_that_fits():
 
 def test_bad_grids_and_bad_weights_are_refused():
     with pytest.raises(BadInput):
-        RoundToNearest(bits=5)
+        RoundToNearest(bits=7)
     with pytest.raises(BadInput, match="tensor w"):
         RoundToNearest().encode(Model({"w": torch.full((4, 4), float("nan"))}))
     assert np.isfinite(quality.loss(_model(), RoundToNearest().decode(RoundToNearest().encode(_model()))))

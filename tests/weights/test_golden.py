@@ -20,6 +20,15 @@ def test_version_one_decodes_to_the_recorded_numbers():
     assert str(model.state["half"].dtype) == "torch.float16"
 
 
+def test_roundings_of_version_one_decode_to_the_recorded_numbers():
+    wanted = np.load(GOLDEN / "weights-rtn-v1.npz")
+    model = unpack(str(GOLDEN / "weights-rtn-v1.hold"))
+    assert set(model.state) == set(wanted.files) and model.files == {"config.txt": b"kept as it is"}
+    for name in wanted.files:
+        np.testing.assert_array_equal(model.state[name].float().numpy(), wanted[name])
+    assert str(model.state["row"].dtype) == "torch.bfloat16"
+
+
 def test_version_one_can_be_held_at_any_of_its_sizes():
     with Packed.open(str(GOLDEN / "weights-bitstack-v1.hold")) as packed:
         _, stack = BitStack()._open(packed)

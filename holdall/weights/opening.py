@@ -1,0 +1,81 @@
+"""A packed model as a running module, and any torch module made smaller where it stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from holdall.errors import BadInput
+from holdall.kinds import Spend
+from holdall.method import Method
+from holdall.optional import lazy
+from holdall.packed import Packed
+from holdall.weights.base import WeightCodec
+from holdall.weights.model import Model
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch", extra="weights")
+
+
+def open(path: str | Packed, memory: Spend = None) -> torch.nn.Module:
+    """A running transformers module of a `.hold` file; its weights stay packed where its method can do that.
+
+    memory: what the weights may take; BudgetError with the least that would do.
+    """
+    from holdall.verbs import method_of
+
+    packed = Packed.open(path) if isinstance(path, str) else path
+    method: Any = method_of(packed, str(path))
+    if not isinstance(method, WeightCodec):
+        raise BadInput("model", str(path), f"a packed model, not what {method.full_name()} packed")
+    return method.open(packed, memory)
+
+
+def quantize_(module: torch.nn.Module, method: Method | str, budget: Spend = None) -> torch.nn.Module:
+    """Put packed matrices in place of a module's linears and convolutions, in place; returns the module.
+
+    budget: of those matrices together, as `encode` takes it. Tables that share a linear's weights are packed with it.
+    Methods that calibrate on text see weights only here; everything is for inference afterwards.
+    """
+    from holdall.registry import get
+    from holdall.weights.packed_linear import put, stands_for
+
+    made: Any = get(method)() if isinstance(method, str) else method
+    if not isinstance(made, WeightCodec):
+        raise BadInput("method", made.full_name(), "one of the room weights")
+    places = _places(module)
+    weights = {paths[0] + ".weight": _matrix(module.get_submodule(paths[0])) for paths in places}
+    if not weights:
+        raise BadInput("module", type(module).__name__, "one with Linear or Conv2d in it")
+    shell, held = made.held(made.encode(Model(weights, name=type(module).__name__), budget))
+    for paths in places:
+        name = paths[0] + ".weight"
+        for path in paths:
+            owner: Any = module.get_submodule(path)
+            new = stands_for(owner, held[name]) if name in held else None
+            if new is not None:
+                put(module, path, new.train(owner.training))
+                continue
+            dense = torch.from_numpy(held[name].dense()) if name in held else shell.state[name]
+            with torch.no_grad():
+                owner.weight.copy_(dense.reshape(owner.weight.shape))
+    return module
+
+
+def _matrix(owner: Any) -> torch.Tensor:
+    """Its weights as [O, I]."""
+    weight: torch.Tensor = owner.weight.detach()
+    return weight.reshape(len(weight), -1).cpu()
+
+
+def _places(module: torch.nn.Module) -> list[list[str]]:
+    """Paths of the linears and convolutions, those that share their weights together."""
+    found: dict[int, list[str]] = {}
+    wanted = set()
+    for path, owner in module.named_modules(remove_duplicate=False):
+        if type(owner) in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Embedding) and path:
+            found.setdefault(id(owner.weight), []).append(path)
+            if not isinstance(owner, torch.nn.Embedding):
+                wanted.add(id(owner.weight))
+    return [paths for key, paths in found.items() if key in wanted]

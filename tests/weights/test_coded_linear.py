@@ -1,0 +1,130 @@
+"""Modules with packed matrices: they compute what the decoded model computes, and hold no more than they say."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from weights.test_coded import draw
+
+import holdall
+from holdall import BudgetError
+from holdall.packed import Packed
+from holdall.weights import BitStack, Coded, Model, RoundToNearest, coded_file, quantize_
+from holdall.weights.coded_linear import CodedMatrix
+from holdall.weights.packed_linear import PackedConv2d, PackedEmbedding, PackedLinear
+
+
+@pytest.mark.parametrize("group", [0, 64, 48])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_opened_is_decoded(corner, tmp_path, bits, group):
+    method, path = RoundToNearest(bits=bits, group=group), str(tmp_path / "a.hold")
+    method.encode(corner, to=path)
+    module = holdall.weights.open(path)
+    with Packed.open(path) as packed:
+        decoded = method.decode(packed).build()
+    names = {type(m).__name__ for m in module.modules()}
+    assert {"PackedLinear", "PackedEmbedding"} <= names and not {"Linear", "Embedding"} & names
+    assert sum(p.numel() for p in module.parameters()) < 0.01 * corner.elements
+    ids = torch.tensor([corner.tokenizer().encode("A packed model and its decoded form agree on a text.")])
+    for part in (ids, ids[:, :1]):
+        wanted = decoded(input_ids=part).logits
+        torch.testing.assert_close(
+            module(input_ids=part).logits, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max())
+        )
+
+
+def test_memory_is_foretold_and_kept(corner):
+    method = RoundToNearest(bits=4)
+    packed = method.encode(corner)
+    least = coded_file.resident(packed)
+    module = method.open(packed, least)
+    held = {id(m.held): m.held for m in module.modules() if isinstance(m, PackedLinear | PackedEmbedding)}
+    plain = sum(p.numel() * p.element_size() for p in module.parameters())
+    assert sum(h.nbytes for h in held.values()) + plain == least
+    with pytest.raises(BudgetError) as caught:
+        method.open(packed, least - 1)
+    assert caught.value.least == least
+
+
+@pytest.mark.parametrize("method", [RoundToNearest(bits=6), BitStack(rank=2)])
+def test_any_module_is_made_smaller_where_it_stands(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 40), nn.Linear(40, 5, False)
+    )
+    x = torch.randn(7, 3, 8, 8)
+    with torch.no_grad():
+        wanted = net(x)
+        assert quantize_(net, method) is net
+        out = net(x)
+    assert isinstance(net[0], PackedConv2d) and isinstance(net[3], PackedLinear)
+    assert out.shape == wanted.shape and float((out - wanted).norm() / wanted.norm()) < 0.2
+    assert not torch.equal(out, wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "dilation"),
+    [(3, 1, 1, 1), ((2, 3), (2, 1), 0, 1), (3, 2, "valid", 1), (3, 1, "same", 2), (1, 1, 0, 1)],
+)
+def test_convolutions_are_products_with_their_two_dimensional_view(size, stride, padding, dilation):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 9, size, stride, padding, dilation)
+    x = torch.randn(2, 4, 11, 10)
+    plain = nn.Sequential(conv)
+    model = Model({"0.weight": conv.weight.detach().reshape(9, -1)})
+    conv.weight.data = (
+        RoundToNearest(bits=4)
+        .decode(RoundToNearest(bits=4).encode(model))
+        .state["0.weight"]
+        .reshape(conv.weight.shape)
+    )
+    wanted = plain(x)
+    again = nn.Sequential(nn.Conv2d(4, 9, size, stride, padding, dilation))
+    again[0].weight.data, again[0].bias.data = (
+        model.state["0.weight"].reshape(conv.weight.shape),
+        conv.bias.data,
+    )
+    torch.testing.assert_close(quantize_(again, RoundToNearest(bits=4))(x), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_stay_packed_gets_the_decoded_numbers():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 36, 3))
+    before = net[0].weight.detach().clone()
+    quantize_(net, RoundToNearest(bits=4))
+    assert type(net[0]) is nn.Conv2d and 0 < float((net[0].weight.detach() - before).abs().max()) < 0.1
+
+
+def test_shared_weights_stay_shared():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(50, 32), nn.Linear(32, 50, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids):
+            return self.head(self.table(ids))
+
+    net = quantize_(Tied(), "weights.rtn")
+    assert isinstance(net.table, PackedEmbedding) and net.head.held is net.table.held
+    assert net(torch.tensor([1, 2])).shape == (2, 50)
+
+
+def test_budgets_are_of_the_matrices():
+    net = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    with pytest.raises(BudgetError):
+        quantize_(net, "weights.rtn", "3%")
+    quantize_(net, "weights.rtn", "20%")
+    assert sum(m.held.nbytes for m in net) <= 0.2 * 2 * 256 * 256 * 4 * 1.1
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 16, 17, 70])
+@pytest.mark.parametrize("level", ["low", "zero", "middle", "table"])
+def test_matrices_multiply_any_number_of_tokens(tokens, level):
+    for rows, columns, group, bits in ((37, 63, 0, 4), (5, 200, 64, 3), (50, 96, 32, 8)):
+        coded, truth = draw(rows, columns, bits, level, group)
+        mixed = Coded.mixed([(np.arange(rows)[::-1].copy(), coded)])
+        x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0))
+        out = CodedMatrix(mixed).multiply(x).numpy()
+        wanted = (x.double().numpy() @ truth.T)[:, ::-1]
+        np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
