@@ -66,7 +66,7 @@ def decoding(net: Any, ids: list[int], lengths: list[int]) -> dict[str, dict[str
     """CPU milliseconds of a decode step and bytes of the cache, by context length."""
     rows: dict[str, dict[str, float]] = {}
     for length in lengths:
-        base = Cache(MiKV())  # which looks back at every query
+        base = Cache(H2O())  # which looks back at every query
         read(net, base, ids[:length])
         plain = DynamicCache()
         for i, layer in enumerate(base.layers):

@@ -64,3 +64,23 @@ def _looked_at(x: Entries) -> tuple[Tensor, Tensor]:
     at, where = x.query_columns(), x.where()
     got = mass(x.queries, at, x.keys, where, x.valid, x.scale, x.bias).mean(2)  # [B, H, T]
     return got, looks(at, where)
+
+
+def summed_attention(x: Entries) -> Tensor:
+    """The attention that each entry got of all queries, as far as those shown tell, [B, H, T] float32.
+
+    Each shown query that can see an entry stands for as many as could: exact where all queries are shown.
+    """
+    assert x.queries is not None
+    at, where = x.query_columns(), x.where()
+    found = mass(x.queries, at, x.keys, where, x.valid, x.scale, x.bias).sum(2)
+    return found * (span(at, where) / looks(at, where).clamp(min=1))
+
+
+def span(at: Tensor, where: Tensor) -> Tensor:
+    """How many queries could see each entry since the first of those at [B, W] (-1: none) was asked, [B, H, T].
+
+    Where all queries are at hand that is what `looks` counts; where some were drawn, what they stand for.
+    """
+    first = at.masked_fill(at < 0, torch.iinfo(at.dtype).max).amin(1)[:, None, None]
+    return (at.amax(1)[:, None, None] + 1 - torch.maximum(where, first.to(where.dtype))).clamp(min=0)

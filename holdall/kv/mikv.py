@@ -12,12 +12,12 @@ from holdall.kinds import Spend
 from holdall.kv.balance import Balance, balance, behind_of, tokenwise, tokenwise_bytes
 from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
+from holdall.kv.judged import span, summed_attention
 from holdall.kv.snapkv import SnapKV
 from holdall.kv.tiering import best, edges, extend, most, movable, places, split, where_in_full
 from holdall.kv.tiers import Tier, Tiered
 from holdall.method import Paper, knob
 from holdall.optional import lazy
-from holdall.parts.attention import looks, mass
 
 if TYPE_CHECKING:
     import torch
@@ -37,17 +37,16 @@ class MiKV(KVSelector):
     token comes in in full, and where there are too many the least important is packed. Good where later questions may
     ask for anything. Poor below a quarter of the 16-bit bytes, where `kv.zipcache` holds on.
 
-    Shapes: keys, values [B, H, T, D]; queries [B, G*H, T, D]; scores, mass [B, H, T].
-    Cost: the scores of the whole prompt once more, a few queries at a time; some tokens packed and a tier sorted every
-    ten tokens. Holds D * bits / 4 + 8 bytes a packed token and head, 4 * D + 4 an important one, 2 bits a token of map.
+    Shapes: keys, values [B, H, T, D]; queries [B, G*H, W, D]; scores [B, H, T].
+    Cost: the scores of `probes` of the prompt once more; some tokens packed and a tier sorted every ten tokens.
+    Holds D * bits / 4 + 8 bytes a packed token and head, 4 * D + 4 an important one, 2 bits a token of map.
     Knobs:
-        low: bits of what is not important; the next fewer where a budget asks for it (paper: 2, 3, 4)
-        high: bits of what is important: 16, as it came, or 8 (paper: both)
+        low, high: bits of what is not important, fewer where a budget asks (paper: 2, 3, 4), and is: 16 or 8 (both)
         ratio: share of the tokens that are important, where there is no budget (paper: 0.2 to 0.5)
         sub: channels that share a grid; 0 is the whole head (paper: the head, or 32 to 64)
-        centred: whether what is packed is less its channel's mean (paper: no)
-        balance: whether keys are balanced by the queries (paper: yes)
+        balance, centred: keys are balanced by the queries (paper: yes); what is packed is less its channel's mean (no)
         normalise: whether a sum of attention is divided by the queries that saw the token (paper: no)
+        probes: share of the prompt's queries, by lot, that sums are estimated from and keys balanced by (paper: all)
         sinks, recent: first and latest tokens that always stay in full (paper: the latest)
         fit: rounds of least squares for each grid; 0 spans from least to largest (paper: 0)
         gap: tokens by which a budget may be passed before tokens are packed (paper: 0)
@@ -63,8 +62,7 @@ class MiKV(KVSelector):
         >>> small.count, small.full, small.nbytes <= 0.3 * 400 * 2 * 2 * 64 * 2
         (400, 34, True)
 
-    Paper: 103, Yang et al., No Token Left Behind: Reliable KV Cache Compression via Importance-Aware Mixed Precision
-    Quantization, 2024
+    Paper: 103, Yang et al., No Token Left Behind, 2024
     Test: tests/kv/test_mikv.py
     """
 
@@ -85,6 +83,7 @@ class MiKV(KVSelector):
     balance: bool = knob(True, "keys are balanced by the queries", other=False)
     centred: bool = knob(True, "what is packed is less the mean of its channel", paper=False, other=False)
     normalise: bool = knob(False, "divide attention by the queries that saw a token", other=True)
+    probes: float = knob(0.1, "queries that judge, by lot", unit="share", paper=1.0, other=1.0)
     sinks: int = knob(4, "first tokens that stay in full", unit="tokens", other=1)
     recent: int = knob(16, "latest tokens that stay in full", unit="tokens", other=4)
     fit: int = knob(3, "rounds of least squares for a grid; 0 spans all", unit="rounds", paper=0, other=0)
@@ -94,27 +93,29 @@ class MiKV(KVSelector):
     def __post_init__(self) -> None:
         if self.low not in _LOW or self.high not in _HIGH:
             raise BadInput("bits", f"low {self.low}, high {self.high}", f"low of {_LOW}, high of {_HIGH}")
-        if not 0 <= self.ratio <= 1 or min(self.sub, self.sinks, self.recent, self.fit, self.gap) < 0:
-            raise BadInput("knobs", str(self), "a ratio from 0 to 1, and no negative numbers")
+        least = min(self.sub, self.sinks, self.recent, self.fit, self.gap)
+        if not 0 <= self.ratio <= 1 or not 0 < self.probes <= 1 or least < 0:
+            raise BadInput("knobs", str(self), "a ratio from 0 to 1, some probes, and no negative numbers")
 
     def asks(self, tokens: int) -> tuple[int, float]:
-        return tokens, 0.0  # the balancer is of the whole prompt too
+        last, share = (0, 0.0) if self.oracle is None else self.oracle.asks(tokens)
+        return max(last, self.recent), max(share, self.probes)
 
     def why(self) -> str:
         return f"every token at {_LOW[0]} bits, {self.sinks} sinks and {self.recent} recent ones in full"
 
     def heat(self, x: Entries) -> Tensor:
-        """The attention that each entry got, [B, H, T] float32."""
+        """The attention that each entry got, all told, [B, H, T] float32."""
         if x.queries is None:
             raise BadInput("entries", "no queries", "all queries of the prompt")
-        return mass(x.queries, x.query_columns(), x.keys, x.where(), x.valid, x.scale, x.bias).sum(2)
+        return summed_attention(x)
 
     def score(self, x: Entries) -> Tensor:
         """How important each entry is, [B, H, T]."""
         return self._judged(x, self.heat(x)) if self.oracle is None else self.oracle.score(x)
 
     def _judged(self, x: Entries, heat: Tensor) -> Tensor:
-        found = heat / looks(x.query_columns(), x.where()).clamp(min=1) if self.normalise else heat
+        found = heat / span(x.query_columns(), x.where()).clamp(min=1) if self.normalise else heat
         return found.masked_fill(~x.shown(), -torch.inf)
 
     def smallest(self, x: Entries) -> int:
@@ -125,8 +126,7 @@ class MiKV(KVSelector):
         (b, h, t), d, e = x.shape, x.keys.shape[3], x.values.shape[3]
         edge = min(x.count, self.sinks + self.recent)
         full = edge + (important if self.high == 16 else 0)
-        head = tokenwise_bytes(x, t - edge - important, low, self.sub)
-        head += 4 * (d + e) * (1 + self.centred)  # of two tiers
+        head = tokenwise_bytes(x, t - edge - important, low, self.sub) + 4 * (d + e) * (1 + self.centred)
         head += tokenwise_bytes(x, important, 8, self.sub) if self.high == 8 else 0
         head += full * ((d + e) * x.keys.element_size() + 4) + -(-(x.tokens - x.first) // 4)
         return b * h * head + (0 if x.bias is None else x.bias.numel() * x.bias.element_size())
@@ -157,7 +157,7 @@ class MiKV(KVSelector):
             found = most(free, lambda n, b=low: self.size(x, n, b), limit)  # type: ignore[misc]
             if found is not None:
                 return low, found
-        raise BudgetError(limit, self.smallest(x), "bytes", who=self.full_name(), why=self.why())
+        raise BudgetError(limit, self.smallest(x), who=self.full_name(), why=self.why())
 
     def _made(self, how: Balance, low: int, tier: int, some: Entries, behind: Tier | None) -> Tier:
         """Pack `some` with the balance of the prompt, or of the tier that they join."""

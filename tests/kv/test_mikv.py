@@ -14,6 +14,7 @@ from holdall.kv import H2O, Entries, MiKV, SnapKV
 from holdall.kv.balance import balance, balancer, tokenwise
 from holdall.kv.packed_attention import key_scores
 from holdall.kv.tiers import Tiered
+from holdall.parts.attention import naive_mass
 
 
 def entries(t: int = 300, d: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32) -> Entries:
@@ -130,6 +131,23 @@ def test_all_important_is_exact_and_all_bytes_count() -> None:
                 == m.size(x, important, low)
                 <= int(budget[:-1]) * x.nbytes // 100
             )
+
+
+def test_a_tenth_of_the_queries_tells_what_all_of_them_tell() -> None:
+    """Sums are exact with all queries; of some, each stands for as many as could see a token; later turns too."""
+    x = entries(1000)
+    keys = x.keys.clone()
+    keys[:, :, [20, 400, 700]] = 6 * x.queries.mean((1, 2))[:, None, None] / 0.05  # type: ignore[union-attr]
+    for at in (torch.arange(1000)[None], torch.arange(600, 1000)[None]):
+        y = x.but(keys=keys, queries=x.queries[:, :, at[0]], query_positions=at)  # type: ignore[index]
+        truth = naive_mass(y.queries, at, keys, y.where()).sum(2)  # type: ignore[arg-type]
+        torch.testing.assert_close(MiKV(probes=1.0).heat(y), truth, rtol=1e-4, atol=1e-4)
+        some = y.asked(*MiKV(probes=0.1).asks(1000))
+        assert some.queries is not None and 16 < some.queries.shape[2] < 0.2 * at.shape[1]
+        heat = MiKV(probes=0.1).heat(some)
+        assert (heat.sum(2) / truth.sum(2) - 1).abs().max() < 0.15  # not a tenth, nor ten times as much
+        assert torch.corrcoef(torch.stack([heat[0, 0], truth[0, 0]]))[0, 1] > 0.8
+    assert MiKV(probes=0.1, oracle=SnapKV(window=64)).asks(1000) == (64, 0.1)
 
 
 def test_any_method_may_say_what_is_important() -> None:
