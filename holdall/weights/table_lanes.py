@@ -1,0 +1,129 @@
+"""Products of sixteen rows of palette codes with a few tokens, in float32: a value is looked up for each code.
+
+Palettes of up to 16 values stay in one register (vpermps); larger ones are gathered from memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from holdall.weights.coded_lanes import CHAINS, INTS, LONG, call, half, level, same, splat
+from holdall.weights.coded_tiles import PLANES
+from holdall.weights.lanes import INT, LANES, SHORT, VECTOR, ZERO, shape
+
+_FAST = ("fast",)
+
+
+class _Tile:
+    """The operands of `lookups`, and code for one block of columns."""
+
+    def __init__(self, context: Any, builder: Any, kinds: Any, args: Any, bits: int, tokens: int):
+        self.builder, self.bits, self.tokens = builder, bits, range(tokens)
+        array = [context.make_array(k)(context, builder, a) if isinstance(k, types.Array) else a
+                 for k, a in zip(kinds, args, strict=True)]  # fmt: skip
+        _, tiles, self.start, scale, self.grid, table, begins, owners, x, self.first, out = array
+        self.tiles = builder.bitcast(tiles.data, INTS.as_pointer())
+        self.scale = builder.bitcast(scale.data, SHORT.as_pointer())
+        self.begins, self.owners, self.x, self.table = begins.data, owners.data, x.data, table.data
+        self.out = builder.bitcast(out.data, VECTOR.as_pointer())
+        self.width = shape(context, builder, kinds[8], args[8])[1]
+        self.blocks = shape(context, builder, kinds[7], args[7])[0]
+        self.near = None
+        if bits <= 4 and level() == "vnni":
+            self.near = builder.load(builder.bitcast(self.table, VECTOR.as_pointer()))
+            self.near.align = 4
+        chains = max(1, CHAINS // tokens)
+        self.totals = [cgutils.alloca_once(builder, VECTOR) for _ in self.tokens]
+        self.held = [[cgutils.alloca_once(builder, VECTOR) for _ in range(chains)] for _ in self.tokens]
+
+    def run(self) -> None:
+        builder = self.builder
+        for total in self.totals:
+            builder.store(ZERO, total)
+        with cgutils.for_range(builder, self.blocks) as loop:
+            for held in (h for token in self.held for h in token):
+                builder.store(ZERO, held)
+            begin, end = (
+                builder.load(builder.gep(self.begins, [builder.add(loop.index, LONG(i))])) for i in (0, 1)
+            )
+            with cgutils.for_range_slice(builder, begin, end, LONG(1), LONG) as (chunk, _):
+                self.chunk(chunk)
+            grid = builder.add(self.grid, builder.load(builder.gep(self.owners, [loop.index])))
+            step = half(builder, self.scale, grid)
+            for total, chains in zip(self.totals, self.held, strict=True):
+                for chain in chains:
+                    product = builder.fmul(step, builder.load(chain), _FAST)
+                    builder.store(builder.fadd(builder.load(total), product, _FAST), total)
+        for t, total in zip(self.tokens, self.totals, strict=True):
+            builder.store(builder.load(total), builder.gep(self.out, [LONG(t)])).align = 4
+
+    def chunk(self, chunk: Any) -> None:
+        """32 columns."""
+        builder = self.builder
+        place = builder.add(self.start, builder.mul(chunk, LONG(self.bits)))
+        before = builder.mul(self.first, self.width)
+        numbers = builder.add(before, builder.mul(chunk, LONG(32 * len(self.tokens))))
+        vectors = []
+        for v in range(self.bits):
+            vectors.append(builder.load(builder.gep(self.tiles, [builder.add(place, LONG(v))])))
+            vectors[-1].align = 64
+        for column in range(32):
+            values = self.values(self.code(vectors, column))
+            for t, chains in zip(self.tokens, self.held, strict=True):
+                where = builder.add(numbers, LONG(column * len(self.tokens) + t))
+                number = builder.load(builder.gep(self.x, [where]))
+                number.align = 4
+                product = builder.fmul(values, splat(builder, number), _FAST)
+                total = chains[column % len(chains)]
+                builder.store(builder.fadd(builder.load(total), product, _FAST), total)
+
+    def code(self, vectors: list[Any], column: int) -> Any:
+        """The codes of one column, one a lane; a register's lookup takes no notice of what stands above them."""
+        builder, found, first, low = self.builder, None, 0, 0
+        for plane in PLANES[self.bits]:
+            vector, i = divmod(column // 4, 8 // plane)
+            codes, down = vectors[first + vector], plane * i + 8 * (column % 4) - low
+            if down:
+                codes = builder.lshr(codes, same(down)) if down > 0 else builder.shl(codes, same(-down))
+            if self.near is None or self.bits != 4:
+                codes = builder.and_(codes, same(((1 << plane) - 1) << low))
+            found = codes if found is None else builder.or_(found, codes)
+            first, low = first + plane, low + plane
+        return found
+
+    def values(self, codes: Any) -> Any:
+        builder = self.builder
+        if self.near is not None:
+            return call(builder, "llvm.x86.avx512.permvar.sf.512", VECTOR, self.near, codes)
+        found = ZERO
+        for lane in range(LANES):
+            code = builder.zext(builder.extract_element(codes, INT(lane)), LONG)
+            found = builder.insert_element(found, builder.load(builder.gep(self.table, [code])), INT(lane))
+        return found
+
+
+def _lookups(tokens: int) -> Any:
+    """fn(width: a tuple of as many numbers as codes have bits, tiles u8, the vector where the tile begins, scale u16
+    [T, G, 16], the grid where the tile begins, table f32 [>= 16], begins i64 [N + 1], owners i64 [N], x f32 [., K],
+    token, out f32 [tokens, 16]); all contiguous, and the numbers of tokens taken together side by side."""
+
+    @intrinsic
+    def lookups(
+        typingctx: Any, width: Any, tiles: Any, start: Any, scale: Any, grid: Any, table: Any, begins: Any,
+        owners: Any, x: Any, token: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _Tile(context, builder, signature.args, args, len(width), tokens).run()
+            return context.get_dummy_value()
+
+        long = types.int64
+        return types.void(width, tiles, long, scale, long, table, begins, owners, x, long, out), codegen
+
+    return lookups
+
+
+lookups_1, lookups_4 = _lookups(1), _lookups(4)
