@@ -21,6 +21,7 @@ class Cut:
     """How columns in groups are cut into blocks: where each begins in chunks and in columns, and its group."""
 
     def __init__(self, columns: int, group: int):
+        self.group = group
         begins, firsts, owners, chunk = [0], [], [], 0
         for owner, start in enumerate(range(0, columns, group)):
             stop = min(start + group, columns)
@@ -37,14 +38,17 @@ class Cut:
 
 
 class Tokens:
-    """Numbers [T, I] as the kernels take them."""
+    """Numbers [T, I] as the kernels take them. `take` puts others in their place."""
 
     def __init__(self, x: np.ndarray, cut: Cut, eight: bool = False):
         self.cut = cut
         self.x = np.zeros((len(x), cut.width), np.int8 if eight else np.int16)
         self.xs = np.empty((len(x), len(cut.owners)), np.float32)
         self.sums = np.empty_like(self.xs)
-        rounded(x, cut.begins, cut.firsts, self.x, self.xs, self.sums, 0, len(x))
+        self.take(x)
+
+    def take(self, x: np.ndarray) -> None:
+        rounded(x, self.cut.begins, self.cut.firsts, self.x, self.xs, self.sums, 0, len(x))
 
 
 def naive_rounded(x: np.ndarray, cut: Cut, eight: bool) -> np.ndarray:

@@ -13,6 +13,38 @@ _WORTH = 6_000_000  # products that are worth another thread
 _MANY = 64  # tokens from which a palette's values are laid out once for all
 
 
+class Inputs:
+    """Tokens [T, I], made ready once for all matrices that take them; `renew` after x has changed."""
+
+    def __init__(self, x: np.ndarray):
+        self.x = x
+        self._whole: dict[tuple[int, bool], Tokens] = {}
+        self._laid: dict[int, np.ndarray] = {}
+        self._stale: set[object] = set()
+
+    def renew(self) -> None:
+        self._stale = {*self._whole, *self._laid}
+
+    def whole(self, cut: Cut, eight: bool) -> Tokens:
+        key = (cut.group, eight)
+        if key not in self._whole:
+            self._whole[key] = Tokens(self.x, cut, eight)
+        elif key in self._stale:
+            self._whole[key].take(self.x)
+            self._stale.discard(key)
+        return self._whole[key]
+
+    def laid(self, cut: Cut) -> np.ndarray:
+        key = cut.group
+        if key not in self._laid:
+            self._laid[key] = np.zeros((len(self.x), cut.width), np.float32)
+            self._stale.add(key)
+        if key in self._stale:
+            spread(self.x, cut.begins, cut.firsts, self._laid[key])
+            self._stale.discard(key)
+        return self._laid[key]
+
+
 class CodedMatrix:
     """A coded matrix that multiplies: what a packed module holds.
 
@@ -34,13 +66,13 @@ class CodedMatrix:
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T [T, O] for float32 x [T, I]."""
         out = torch.empty(len(x), self.shape[0])
-        ready: dict[int, Tokens] = {}
-        for band in self._bands:
-            group = band.band.group
-            if band.whole and group not in ready:
-                ready[group] = Tokens(x.numpy(), band.cut, self.eight)
-            band.multiply(x, ready.get(group), out)
+        self.into(Inputs(x.numpy()), out.numpy())
         return out
+
+    def into(self, given: Inputs, out: np.ndarray) -> None:
+        """The same, into an array [T, O]."""
+        for band in self._bands:
+            band.into(given, out, self.eight)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         return self.coded.rows(ids)
@@ -62,22 +94,24 @@ class _Running:
         else:
             self.table = np.zeros(max(16, len(band.table)), np.float32)
             self.table[: len(band.table)] = band.table
+        self._work = len(band.rows) * band.columns / _WORTH
 
-    def multiply(self, x: torch.Tensor, tokens: Tokens | None, out: torch.Tensor) -> None:
-        band, cut = self.band, self.cut
-        where = (band.rows, out.numpy())
-        work = len(x) * band.tiles.size * 8 / band.bits / _WORTH
-        if tokens is not None:
-            grid = (self.scale, self.low, self.mix, cut.begins, cut.owners)
-            given = (tokens.x, tokens.xs, tokens.sums, *where)
-            by_rows(products, len(band.tiles), work, self.width, band.tiles, *grid, *given)
-        elif len(x) < _MANY:
-            laid = np.zeros((len(x), cut.width), np.float32)
-            spread(x.numpy(), cut.begins, cut.firsts, laid)
+    def into(self, given: Inputs, out: np.ndarray, eight: bool) -> None:
+        if self.whole:
+            self.multiply(given.whole(self.cut, eight), out)
+        elif len(given.x) < _MANY:
+            band, cut, work = self.band, self.cut, len(out) * self._work
             table = (self.scale, self.table, cut.begins, cut.owners)
-            by_rows(looked_up, len(band.tiles), work, self.width, band.tiles, *table, laid, *where)
+            what = (*table, given.laid(cut), band.rows, out)
+            by_rows(looked_up, len(band.tiles), work, self.width, band.tiles, *what)
         else:
-            self._many(x, out)
+            self._many(torch.from_numpy(given.x), torch.from_numpy(out))
+
+    def multiply(self, tokens: Tokens, out: np.ndarray) -> None:
+        band, cut, work = self.band, self.cut, len(out) * self._work
+        grid = (self.scale, self.low, self.mix, cut.begins, cut.owners)
+        what = (*grid, tokens.x, tokens.xs, tokens.sums, band.rows, out)
+        by_rows(products, len(band.tiles), work, self.width, band.tiles, *what)
 
     def _many(self, x: torch.Tensor, out: torch.Tensor) -> None:
         step = max(64, (1 << 18) // self.band.columns)

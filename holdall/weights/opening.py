@@ -18,18 +18,27 @@ else:
     torch = lazy("torch", extra="weights")
 
 
-def open(path: str | Packed, memory: Spend = None) -> torch.nn.Module:
+def open(path: str | Packed, memory: Spend = None, activations: int = 16) -> torch.nn.Module:
     """A running transformers module of a `.hold` file; its weights stay packed where its method can do that.
 
     memory: what the weights may take; BudgetError with the least that would do.
+    activations: bits that `Coded` matrices round tokens to, 16 or 8. With 16 perplexity is that of float32 to four
+        digits; 8 reads prompts about twice as fast and costs what docs/weights.md says.
     """
+    if activations not in (8, 16):
+        raise BadInput("activations", activations, "16 or 8 bits")
     from holdall.verbs import method_of
 
     packed = Packed.open(path) if isinstance(path, str) else path
     method: Any = method_of(packed, str(path))
     if not isinstance(method, WeightCodec):
         raise BadInput("model", str(path), f"a packed model, not what {method.full_name()} packed")
-    return method.open(packed, memory)
+    module: torch.nn.Module = method.open(packed, memory)
+    for part in module.modules():
+        held = getattr(part, "held", None)
+        if hasattr(held, "eight"):
+            held.eight = activations == 8
+    return module
 
 
 def quantize_(module: torch.nn.Module, method: Method | str, budget: Spend = None) -> torch.nn.Module:

@@ -21,7 +21,7 @@ from holdall.weights.coded_linear import CodedMatrix, _Running
 def _multiplied(coded, x, eight):
     running = _Running(coded.bands[0])
     tokens, out = Tokens(x, running.cut, eight), torch.full((len(x), coded.shape[0]), torch.nan)
-    running.multiply(torch.from_numpy(x), tokens, out)
+    running.multiply(tokens, out.numpy())
     return out.numpy(), running.cut
 
 
@@ -57,7 +57,7 @@ def test_whole_numbers_are_multiplied_exactly(bits, eight, columns):
     x[0] = -top
     _lay(x, tokens, running.cut, eight)
     out = torch.full((9, 21), torch.nan)
-    running.multiply(torch.zeros(9, columns), tokens, out)
+    running.multiply(tokens, out.numpy())
     np.testing.assert_array_equal(out.numpy(), (x @ codes.T).astype(np.float32))
 
 
@@ -111,7 +111,7 @@ def test_every_processor_gets_the_same_numbers(how, eight):
         running.width, band.tiles, running.scale, running.low, running.mix, cut.begins, cut.owners,
         tokens.x, tokens.xs, tokens.sums, out,
     )  # fmt: skip
-    running.multiply(torch.zeros(2, 96), tokens, wanted)
+    running.multiply(tokens, wanted.numpy())
     np.testing.assert_allclose(out, wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
