@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from kv_speed import decoding, reading
 
-from holdall.kv import EMS, H2O, KVMerger, KVSelector, MiKV, PrefixKV, Random, Recent, SnapKV, ZipCache
+from holdall.kv import EMS, H2O, Duo, KVMerger, KVSelector, MiKV, PrefixKV, Random, Recent, SnapKV, ZipCache
 from holdall.kv.asking import Found, Subjects, recall, summary
 from holdall.kv.needles import SHOWN, Haystack, haystack
 from holdall.report import Report, provenance
@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[KVSelector, tuple[str, ...]]] = {
     "prefixkv over ems": (PrefixKV(inner=EMS()), LOW),
     "kvmerger": (KVMerger(), LOW),
     "zipcache": (ZipCache(), ("25%", "20%", "16%", "12%")),
+    "duo": (Duo(), ("16%", "12%", "10%", "8%", "6%")),
     "zipcache over snapkv": (ZipCache(inner=SnapKV()), ("10%", "5%")),
     "zipcache over ems": (ZipCache(inner=EMS()), ("10%", "5%")),
     "mikv": (MiKV(), ("25%", "20%")),

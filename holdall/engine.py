@@ -185,6 +185,7 @@ class Engine:
         if dtype is not torch.float32:  # what packed tables give out is float32
             self.net.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.to(dtype))
         slice_mlps(self.net)
+        self.kv = None if self.kv is None else self.kv.prepared(self.net)
         if left is not None:
             return_early()
         self.stats.open_seconds = time.perf_counter() - start

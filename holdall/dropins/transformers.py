@@ -179,8 +179,7 @@ class Cache(transformers.Cache):
         if self.budget is None or self.budget.bytes is not None:
             return self.budget
         limit = self.budget.limit(x.original, x.tokens * x.elements)
-        portion = None if self.method is None else self.method.portion(x.layer)
-        limit = limit if portion is None else int(limit * portion)
+        limit = limit if self.method is None else self.method.spread(x, limit)
         return Budget(bytes=max(1, limit, min(self.floor * x.each, x.original)))
 
     def _shares(self, layers: list[Entries]) -> list[Budget | None]:

@@ -8,6 +8,7 @@ within a budget. A method scores the entries of a layer; the base keeps the best
 
 from holdall.kv.ape import APE
 from holdall.kv.base import KVSelector
+from holdall.kv.duo import Duo
 from holdall.kv.ems import EMS
 from holdall.kv.entries import Entries
 from holdall.kv.h2o import H2O
@@ -27,6 +28,7 @@ __all__ = [
     "APE",
     "EMS",
     "H2O",
+    "Duo",
     "Entries",
     "Everything",
     "Geometry",

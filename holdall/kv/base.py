@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from holdall.budget import Budget, apportion
 from holdall.errors import BudgetError
@@ -54,6 +54,15 @@ class KVSelector(Selector):
     def portion(self, layer: int) -> float | None:
         """A layer's part of a budget that is a share; 1: as all others; None: `share` tells, of all layers at once."""
         return 1.0
+
+    def spread(self, x: Entries, limit: int) -> int:
+        """A layer's bytes of a budget that is a share, where `limit` is what each layer gets if all get alike."""
+        portion = self.portion(x.layer)
+        return limit if portion is None else int(limit * portion)
+
+    def prepared(self, model: Any) -> Self:
+        """The recipe with what it wants to know of a transformers module, found once; most want nothing."""
+        return self
 
     def share(self, layers: list[Entries], total: int) -> list[int]:
         """Bytes for each layer out of `total`, where all layers are judged together."""

@@ -111,6 +111,7 @@ def compare(
     subjects, mine = _subjects(methods, budgets)
     text, source = _text(path), Model.read(model or "smollm2")
     tokenizer, net = source.tokenizer(), source.build(torch.bfloat16)
+    subjects = {name: (m.prepared(net), budget) for name, (m, budget) in subjects.items()}
     hays = [haystack(tokenizer, text, _CONTEXT, seed) for seed in range(1 if quick else 3)]
     first, refused = 2 if "first" in arms else 0, dict[str, BudgetError]()
     texts = _askings(net, hays, subjects, first, arms, refused)
