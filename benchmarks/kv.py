@@ -119,7 +119,9 @@ def one(i: int, asked: argparse.Namespace) -> Found:
     source = Model.read("smollm2")
     hay = context(source.tokenizer(), i)
     start = time.process_time()
-    found = recall(source.build(torch.bfloat16), hay, subjects(set(asked.methods)), H2O(), asked.first)
+    net = source.build(torch.bfloat16)
+    prepared = {n: (m.prepared(net), share) for n, (m, share) in subjects(set(asked.methods)).items()}
+    found = recall(net, hay, prepared, H2O(), asked.first)
     print(f"context {i + 1}: {time.process_time() - start:.0f} CPU seconds", flush=True)
     if asked.kvpress_python:
         found |= kvpress(asked.kvpress_python, source, hay, asked.first)

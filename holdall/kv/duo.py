@@ -26,6 +26,7 @@ else:
 
 _NEAR = ZipCache(inner=H2O())
 _OTHER = (0.1,) * 16 + (0.9, 0.1)
+_RANKED = {"heads": (0.9, 0.8, 0.7, *(0.1,) * 12, 0.5, 0.4, 0.1), "budget": "20%"}
 _AT = {"heads": _OTHER, "budget": "25%"}
 
 
@@ -73,7 +74,7 @@ class Duo(KVSelector):
     far: KVSelector = knob(ZipCache(), "for the heads that look back", other=ZipCache(sinks=1))  # noqa: RUF009
     near: KVSelector = knob(_NEAR, "for the others", other=H2O(), at=_AT)  # noqa: RUF009
     full: float = knob(0.4, "what a head that looks back gets", unit="share", other=0.5, at=_AT)
-    part: float = knob(0.5, "of a budget, for the heads that look back", unit="share", other=0.8, at=_AT)
+    part: float = knob(0.5, "of a budget, for the heads that look back", unit="share", other=0.8, at=_RANKED)
 
     def __post_init__(self) -> None:
         if not 0 < self.full <= 1 or not 0 < self.part < 1:
