@@ -1,6 +1,6 @@
 """Contexts of many requests, side by side: memory as the kernel counts it, and the time of a decode step's attention.
 
-    python benchmarks/vattention.py [--only memory|decode|mapping|serving] [--packed smollm2.hold] [--threads 1]
+    python benchmarks/vattention.py [--only memory|decode|exact|mapping|serving] [--packed smollm2.hold] [--threads 1]
 
 Memory: 64 requests with Poisson arrivals, log-normal lengths (a fifth of 2,048 tokens on average) and the keys and
 values of SmolLM2-135M in float32, in 8 slots. "static": all slots at full length; "doubling": each request's tensors
@@ -9,6 +9,7 @@ the most that was needed, attention gathers them; "vattention". Every arm writes
 the growth of the process's resident set (VmRSS), peaks by polling after each step.
 Decode: attention of 8 slots at one length, 30 layers, the same kernel (torch's) for all; CPU seconds, least of several.
 Serving: tokens a CPU second at 1, 4, 8 and 16 concurrent requests through `holdall.batching`.
+Last, the lines that the card (066) expects, each with its bar.
 Writes benchmarks/results/vattention.json; arms that were not run keep their last figures.
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vattention_arms import BLOCK, SMOLLM2, B, Doubling, Mapped, Paged, S, Static
+from vattention_arms import BLOCK, SMOLLM2, B, Doubling, Mapped, Paged, S, Static, exact, lines
 
 from holdall.kv import VAttention
 from holdall.kv.slot_load import Moment, arrivals, replay, within
@@ -197,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("memory", "decode", "mapping", "serving"))
+    parser.add_argument("--only", choices=("memory", "decode", "exact", "mapping", "serving"))
     parser.add_argument("--packed", help="a SmolLM2 that weights.bitstack packed, for the serving arm")
     parser.add_argument("--threads", type=int, default=1)
     told = parser.parse_args()
@@ -206,12 +207,15 @@ def main() -> None:
     torch.manual_seed(0)
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     parts: dict[str, Callable[[], Any]] = {
-        "memory": memories, "decode": decode, "mapping": mapping, "serving": lambda: servings(told.packed),
+        "memory": memories, "decode": decode, "exact": exact, "mapping": mapping,
+        "serving": lambda: servings(told.packed),
     }  # fmt: skip
     with torch.inference_mode():
         for name, run in parts.items():
             if told.only in (None, name):
                 found[name] = run()
+    if {"memory", "decode", "exact"} <= set(found):
+        found["lines"] = lines(found)
     found["provenance"] = provenance(threads=told.threads, requests=len(LOAD), slots=B, longest=S)
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
 
