@@ -106,6 +106,11 @@ def tiers(cache: Any) -> dict[str, int]:
 
 def _by_tier(entries: Any) -> dict[str, int]:
     found: dict[str, int] = {}
+    for _, group in getattr(entries, "groups", ()):  # heads that are held by themselves
+        for name, size in _by_tier(group).items():
+            found[name] = found.get(name, 0) + size
+    if found:
+        return found
     for tier in getattr(entries, "tiers", ()):
         name = f"{tier.values[0].bits} bit"
         found[name] = found.get(name, 0) + sum(t.nbytes for t in tier.tensors())

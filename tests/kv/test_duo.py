@@ -11,6 +11,7 @@ from holdall.dropins.transformers import Cache
 from holdall.kv import H2O, Duo, Entries, PrefixKV, SnapKV, ZipCache
 from holdall.kv.by_head import ByHead, of_heads, two_groups
 from holdall.kv.lookback import heads_that_look_back
+from holdall.server.room import tiers
 from holdall.weights.model import Model
 
 LAYERS, HEADS = 3, 4
@@ -187,6 +188,15 @@ def test_long_answers_are_packed_group_by_group() -> None:
         assert whole.get("far", 590) == 590  # no token was lost or came twice
         where = x.where()[0, 0][x.shown()[0, 0]]
         assert bool((where.diff() > 0).all())
+
+
+def test_the_server_tells_what_groups_hold() -> None:
+    x = entries(400)
+    cache = Cache(Duo())
+    cache.update(x.keys, x.values, 0)
+    cache.layers[0].state.entries = held = Duo(heads=looking((0, 1))).select(x, "20%")
+    found = tiers(cache)
+    assert sum(found.values()) == held.nbytes and "4 bit" in found and "kept" in found
 
 
 def test_not_prepared_all_heads_are_held_alike() -> None:
