@@ -148,20 +148,24 @@ def naive_looked_up(dense: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def spread(x, begins, firsts, out):  # type: ignore[no-untyped-def]
-    """Tokens [T, I] as `looked_up` takes them, in zeros [T, K]: four at a time side by side, the rest one by one."""
+def spread(x, begins, firsts, out, sums):  # type: ignore[no-untyped-def]
+    """Tokens [T, I] as `looked_up` takes them, in zeros [T, K]: four at a time side by side, the rest one by one; and
+    the sums of their blocks [T, N]."""
     flat, width = out.reshape(-1), out.shape[1]
     for t in range(len(x)):
         together = 4 if t < len(x) // 4 * 4 else 1
         lead = t - t % together
         for n in range(len(begins) - 1):
             base = lead * width + begins[n] * COLUMNS * together + t - lead
+            total = np.float32(0)
             for j in range(firsts[n], firsts[n + 1]):
                 flat[base + (j - firsts[n]) * together] = x[t, j]
+                total += x[t, j]
+            sums[t, n] = total
 
 
 @njit(nogil=True, cache=True)
-def looked_up(width, tiles, scale, table, begins, owners, x, rows, y, first, last):  # type: ignore[no-untyped-def]
+def looked_up(width, tiles, scale, low, mix, table, begins, owners, x, sums, rows, y, first, last):  # type: ignore[no-untyped-def]
     """Tiles [first, last) of `naive_looked_up` into y [T, O] at columns `rows`; see `table_lanes`."""
     vectors, grids = tiles.shape[1] * len(width), scale.shape[1]
     found = np.empty((4, ROWS), np.float32)
@@ -170,10 +174,14 @@ def looked_up(width, tiles, scale, table, begins, owners, x, rows, y, first, las
         start, grid, t = tile * vectors, tile * grids, 0
         while t < len(x):
             if len(x) - t >= 4:
-                lookups_4(width, tiles, start, scale, grid, table, begins, owners, x, t, found)
+                lookups_4(
+                    width, tiles, start, scale, low, grid, mix, table, begins, owners, x, sums, t, found
+                )
                 done = 4
             else:
-                lookups_1(width, tiles, start, scale, grid, table, begins, owners, x, t, found)
+                lookups_1(
+                    width, tiles, start, scale, low, grid, mix, table, begins, owners, x, sums, t, found
+                )
                 done = 1
             for i in range(done):
                 for r in range(some):
@@ -184,4 +192,5 @@ def looked_up(width, tiles, scale, table, begins, owners, x, rows, y, first, las
 def mix_of(level: str, bits: int) -> np.ndarray:
     """What turns a grid's second number into where it starts; see `coded_lanes`."""
     middle = float(1 << (bits - 1))
-    return np.array({"low": (1, 0, 0), "zero": (0, -1, 0), "middle": (0, 0, -middle)}[level], np.float32)
+    told = {"low": (1, 0, 0), "zero": (0, -1, 0), "middle": (0, 0, -middle), "table": (0, 0, 0)}
+    return np.array(told[level], np.float32)

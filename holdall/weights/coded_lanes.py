@@ -87,7 +87,7 @@ class _Tile:
         self.eight = kinds[9].dtype == types.int8
         self.tiles = builder.bitcast(tiles.data, INTS.as_pointer())
         self.scale, self.low = (builder.bitcast(a.data, SHORT.as_pointer()) for a in (scale, low))
-        self.mix = [builder.load(builder.gep(mix.data, [LONG(i)])) for i in range(3)]
+        self.mix = mix.data
         self.begins, self.owners, self.xs, self.sums = begins.data, owners.data, xs.data, sums.data
         self.x = builder.bitcast(x.data, INT.as_pointer())
         self.out = builder.bitcast(out.data, VECTOR.as_pointer())
@@ -161,12 +161,7 @@ class _Tile:
         builder = self.builder
         grid = builder.add(self.grid, builder.load(builder.gep(self.owners, [block])))
         step, low = half(builder, self.scale, grid), half(builder, self.low, grid)
-        a, b, c = (splat(builder, m) for m in self.mix)
-        start = builder.fadd(
-            builder.fmul(low, builder.fadd(a, builder.fmul(step, b, _FAST), _FAST), _FAST),
-            builder.fmul(step, c, _FAST),
-            _FAST,
-        )
+        start = starts(builder, step, low, self.mix)
         for t, total in zip(self.tokens, self.totals, strict=True):
             whole = _NONE
             for chain in self.held[t]:
@@ -176,6 +171,13 @@ class _Tile:
             product = builder.fmul(builder.fmul(step, size, _FAST), builder.sitofp(whole, VECTOR), _FAST)
             product = builder.fadd(product, builder.fmul(start, many, _FAST), _FAST)
             builder.store(builder.fadd(builder.load(total), product, _FAST), total)
+
+
+def starts(builder: Any, step: Any, low: Any, mix: Any) -> Any:
+    """What a sum of numbers is worth in a grid: low * (a + step * b) + step * c, for the three numbers at `mix`."""
+    a, b, c = (splat(builder, builder.load(builder.gep(mix, [LONG(i)]))) for i in range(3))
+    leads = builder.fmul(low, builder.fadd(a, builder.fmul(step, b, _FAST), _FAST), _FAST)
+    return builder.fadd(leads, builder.fmul(step, c, _FAST), _FAST)
 
 
 def half(builder: Any, base: Any, grid: Any) -> Any:

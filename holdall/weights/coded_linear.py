@@ -10,7 +10,7 @@ from holdall.weights.coded import Band, Coded
 from holdall.weights.coded_kernels import Cut, Tokens, looked_up, mix_of, products, spread
 
 _WORTH = 6_000_000  # products that are worth another thread
-_MANY = 64  # tokens from which a palette's values are laid out once for all
+_MANY = 32  # tokens from which weights in float32 are laid out once for all
 
 
 class Inputs:
@@ -19,7 +19,7 @@ class Inputs:
     def __init__(self, x: np.ndarray):
         self.x = x
         self._whole: dict[tuple[int, bool], Tokens] = {}
-        self._laid: dict[int, np.ndarray] = {}
+        self._laid: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._stale: set[object] = set()
 
     def renew(self) -> None:
@@ -34,13 +34,15 @@ class Inputs:
             self._stale.discard(key)
         return self._whole[key]
 
-    def laid(self, cut: Cut) -> np.ndarray:
-        key = cut.group
+    def laid(self, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
+        """As float32, and the sums of blocks."""
+        key, tokens = cut.group, len(self.x)
         if key not in self._laid:
-            self._laid[key] = np.zeros((len(self.x), cut.width), np.float32)
+            sums = np.empty((tokens, len(cut.owners)), np.float32)
+            self._laid[key] = (np.zeros((tokens, cut.width), np.float32), sums)
             self._stale.add(key)
         if key in self._stale:
-            spread(self.x, cut.begins, cut.firsts, self._laid[key])
+            spread(self.x, cut.begins, cut.firsts, *self._laid[key])
             self._stale.discard(key)
         return self._laid[key]
 
@@ -48,11 +50,11 @@ class Inputs:
 class CodedMatrix:
     """A coded matrix that multiplies: what a packed module holds.
 
-    eight: tokens are rounded to 8 bits, not 16: half the work where there are many, for a little quality.
+    activations: bits that tokens are rounded to, 8 or 16, or 32 for float32; palettes know float32 only.
     """
 
-    def __init__(self, coded: Coded, eight: bool = False):
-        self.coded, self.eight = coded, eight
+    def __init__(self, coded: Coded, activations: int = 16):
+        self.coded, self.activations = coded, activations
         self._bands = [_Running(band) for band in coded.bands]
 
     @property
@@ -72,7 +74,7 @@ class CodedMatrix:
     def into(self, given: Inputs, out: np.ndarray) -> None:
         """The same, into an array [T, O]."""
         for band in self._bands:
-            band.into(given, out, self.eight)
+            band.into(given, out, self.activations)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         return self.coded.rows(ids)
@@ -88,21 +90,19 @@ class _Running:
         self.band, self.cut, self.width = band, Cut(band.columns, band.group), (0,) * band.bits
         self.scale = band.scale.view(np.uint16)
         self.low = self.scale if band.low is None else band.low.view(np.uint16)
-        self.whole = band.table is None  # its products are made of whole numbers
-        if band.table is None:
-            self.mix = mix_of(band.level, band.bits)
-        else:
-            self.table = np.zeros(max(16, len(band.table)), np.float32)
+        self.mix = mix_of(band.level, band.bits)
+        self.table = np.arange(max(16, 1 << band.bits), dtype=np.float32)
+        if band.table is not None:
             self.table[: len(band.table)] = band.table
         self._work = len(band.rows) * band.columns / _WORTH
 
-    def into(self, given: Inputs, out: np.ndarray, eight: bool) -> None:
-        if self.whole:
-            self.multiply(given.whole(self.cut, eight), out)
+    def into(self, given: Inputs, out: np.ndarray, activations: int) -> None:
+        if activations < 32 and self.band.table is None:
+            self.multiply(given.whole(self.cut, activations == 8), out)
         elif len(given.x) < _MANY:
             band, cut, work = self.band, self.cut, len(out) * self._work
-            table = (self.scale, self.table, cut.begins, cut.owners)
-            what = (*table, given.laid(cut), band.rows, out)
+            grid = (self.scale, self.low, self.mix, self.table, cut.begins, cut.owners)
+            what = (*grid, *given.laid(cut), band.rows, out)
             by_rows(looked_up, len(band.tiles), work, self.width, band.tiles, *what)
         else:
             self._many(torch.from_numpy(given.x), torch.from_numpy(out))

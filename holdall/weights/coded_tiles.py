@@ -79,17 +79,50 @@ def _tile(codes, parts, group, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _chunk(tiles, tile, lane, chunk, parts, out):  # type: ignore[no-untyped-def]
+    """The 32 codes of one row of a chunk."""
+    out[:] = 0
+    start = lane
+    for p in range(len(parts)):
+        plane, low = parts[p, 0], parts[p, 1]
+        mask, per = (1 << plane) - 1, 8 // plane
+        for v in range(plane):
+            for c in range(4):
+                byte = tiles[tile, chunk, start + c]
+                for i in range(per):
+                    out[4 * (v * per + i) + c] |= ((byte >> (i * plane)) & mask) << low
+            start += 64
+
+
+@njit(nogil=True, cache=True)
 def _rows(tiles, parts, group, which, out):  # type: ignore[no-untyped-def]
-    each = (group + COLUMNS - 1) // COLUMNS
+    codes = np.empty(COLUMNS, np.uint8)
     for i in range(len(which)):
-        tile, lane = which[i] // ROWS, 4 * (which[i] % ROWS)
-        for j in range(out.shape[1]):
-            at = j // group * each * COLUMNS + j % group
-            chunk, start, found = at // COLUMNS, 0, 0
-            for p in range(len(parts)):
-                plane, low = parts[p, 0], parts[p, 1]
-                byte, shift = _place(plane, at % COLUMNS)
-                value = (tiles[tile, chunk, start + byte + lane] >> shift) & ((1 << plane) - 1)
-                found |= value << low
-                start += 64 * plane
-            out[i, j] = found
+        tile, lane, chunk = which[i] // ROWS, 4 * (which[i] % ROWS), 0
+        for begin in range(0, out.shape[1], group):
+            end = min(begin + group, out.shape[1])
+            for first in range(begin, end, COLUMNS):
+                _chunk(tiles, tile, lane, chunk, parts, codes)
+                some = min(COLUMNS, end - first)
+                out[i, first : first + some] = codes[:some]
+                chunk += 1
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def numbers(tiles, parts, group, scale, low, values, linear, which, out):  # type: ignore[no-untyped-def]
+    """Rows `which` as floats: scale * values[code] + low, where linear, else scale * (values[code] - low).
+
+    scale, low: float32 [len(which), G]; values: float32, one for each code.
+    """
+    codes = np.empty(COLUMNS, np.uint8)
+    for i in range(len(which)):
+        tile, row, chunk = which[i] // ROWS, which[i] % ROWS, 0
+        for g in range(scale.shape[1]):
+            begin, end = g * group, min((g + 1) * group, out.shape[1])
+            step, start = scale[i, g], low[i, g]
+            for first in range(begin, end, COLUMNS):
+                _chunk(tiles, tile, 4 * row, chunk, parts, codes)
+                chunk += 1
+                for j in range(min(COLUMNS, end - first)):
+                    value = values[codes[j]]
+                    out[i, first + j] = step * value + start if linear else step * (value - start)

@@ -195,8 +195,8 @@ class _Room:
 
 
 def fits(module: Any) -> bool:
-    """Whether a module is a decoder of the Llama shape with all its matrices packed as `Coded`."""
-    config = getattr(module, "config", None)
+    """Whether a module is a decoder of the Llama shape whose packed matrices all write `into` buffers."""
+    config: Any = getattr(module, "config", None)
     if type(module).__name__ not in _KNOWN or config.hidden_act != "silu":
         return False
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
@@ -204,7 +204,7 @@ def fits(module: Any) -> bool:
     if config.rope_parameters.get("rope_type") == "dynamic":
         return False
     linears = [m for m in module.modules() if isinstance(m, PackedLinear | PackedEmbedding | torch.nn.Linear)]
-    return all(isinstance(getattr(m, "held", None), CodedMatrix) for m in linears)
+    return all(hasattr(getattr(m, "held", None), "into") for m in linears)
 
 
 class _Matrix:

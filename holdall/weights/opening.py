@@ -22,11 +22,11 @@ def open(path: str | Packed, memory: Spend = None, activations: int = 16) -> tor
     """A running transformers module of a `.hold` file; its weights stay packed where its method can do that.
 
     memory: what the weights may take; BudgetError with the least that would do.
-    activations: bits that `Coded` matrices round tokens to, 16 or 8. With 16 perplexity is that of float32 to four
-        digits; 8 reads prompts about twice as fast and costs what docs/weights.md says.
+    activations: bits that `Coded` matrices round tokens to: 16, with which perplexity is that of float32 to four
+        digits; 8, which costs what docs/weights.md says; or 32 for float32 throughout.
     """
-    if activations not in (8, 16):
-        raise BadInput("activations", activations, "16 or 8 bits")
+    if activations not in (8, 16, 32):
+        raise BadInput("activations", activations, "8, 16 or 32 bits")
     from holdall.verbs import method_of
 
     packed = Packed.open(path) if isinstance(path, str) else path
@@ -35,9 +35,9 @@ def open(path: str | Packed, memory: Spend = None, activations: int = 16) -> tor
         raise BadInput("model", str(path), f"a packed model, not what {method.full_name()} packed")
     module: torch.nn.Module = method.open(packed, memory)
     for part in module.modules():
-        held = getattr(part, "held", None)
-        if hasattr(held, "eight"):
-            held.eight = activations == 8
+        held: Any = getattr(part, "held", None)
+        if hasattr(held, "activations"):
+            held.activations = activations
     return module
 
 

@@ -1,4 +1,4 @@
-"""Products of sixteen rows of palette codes with a few tokens, in float32: a value is looked up for each code.
+"""Products of sixteen coded rows with a few tokens, all in float32: a value is looked up for each code.
 
 Palettes of up to 16 values stay in one register (vpermps); larger ones are gathered from memory.
 """
@@ -11,9 +11,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from holdall.weights.coded_lanes import CHAINS, INTS, LONG, call, half, level, same, splat
+from holdall.weights.coded_lanes import CHAINS, INTS, LONG, call, half, level, same, splat, starts
 from holdall.weights.coded_tiles import PLANES
-from holdall.weights.lanes import INT, LANES, SHORT, VECTOR, ZERO, shape
+from holdall.weights.lanes import INT, LANES, SHORT, VECTOR, ZERO, at, shape
 
 _FAST = ("fast",)
 
@@ -25,13 +25,16 @@ class _Tile:
         self.builder, self.bits, self.tokens = builder, bits, range(tokens)
         array = [context.make_array(k)(context, builder, a) if isinstance(k, types.Array) else a
                  for k, a in zip(kinds, args, strict=True)]  # fmt: skip
-        _, tiles, self.start, scale, self.grid, table, begins, owners, x, self.first, out = array
+        _, tiles, self.start, scale, low, self.grid, mix, table, begins, owners, x, sums, self.first, out = (
+            array
+        )
         self.tiles = builder.bitcast(tiles.data, INTS.as_pointer())
-        self.scale = builder.bitcast(scale.data, SHORT.as_pointer())
+        self.scale, self.low = (builder.bitcast(a.data, SHORT.as_pointer()) for a in (scale, low))
+        self.mix, self.sums = mix.data, sums.data
         self.begins, self.owners, self.x, self.table = begins.data, owners.data, x.data, table.data
         self.out = builder.bitcast(out.data, VECTOR.as_pointer())
-        self.width = shape(context, builder, kinds[8], args[8])[1]
-        self.blocks = shape(context, builder, kinds[7], args[7])[0]
+        self.width = shape(context, builder, kinds[10], args[10])[1]
+        self.blocks = shape(context, builder, kinds[9], args[9])[0]
         self.near = None
         if bits <= 4 and level() == "vnni":
             self.near = builder.load(builder.bitcast(self.table, VECTOR.as_pointer()))
@@ -54,7 +57,12 @@ class _Tile:
                 self.chunk(chunk)
             grid = builder.add(self.grid, builder.load(builder.gep(self.owners, [loop.index])))
             step = half(builder, self.scale, grid)
-            for total, chains in zip(self.totals, self.held, strict=True):
+            start = starts(builder, step, half(builder, self.low, grid), self.mix)
+            for t, (total, chains) in enumerate(zip(self.totals, self.held, strict=True)):
+                place = at(builder, builder.add(self.first, LONG(t)), self.blocks, loop.index)
+                many = splat(builder, builder.load(builder.gep(self.sums, [place])))
+                first = builder.fadd(builder.load(total), builder.fmul(start, many, _FAST), _FAST)
+                builder.store(first, total)
                 for chain in chains:
                     product = builder.fmul(step, builder.load(chain), _FAST)
                     builder.store(builder.fadd(builder.load(total), product, _FAST), total)
@@ -107,21 +115,24 @@ class _Tile:
 
 
 def _lookups(tokens: int) -> Any:
-    """fn(width: a tuple of as many numbers as codes have bits, tiles u8, the vector where the tile begins, scale u16
-    [T, G, 16], the grid where the tile begins, table f32 [>= 16], begins i64 [N + 1], owners i64 [N], x f32 [., K],
-    token, out f32 [tokens, 16]); all contiguous, and the numbers of tokens taken together side by side."""
+    """fn(width: a tuple of as many numbers as codes have bits, tiles u8, the vector where the tile begins, scale and
+    low as u16 [T, G, 16], the grid where the tile begins, mix f32 [3], table f32 [>= 16], begins i64 [N + 1], owners
+    i64 [N], x f32 [., K], sums f32 [., N], token, out f32 [tokens, 16]); all contiguous, and the numbers of tokens
+    taken together side by side. mix is that of `coded_lanes.dots_1`."""
 
     @intrinsic
     def lookups(
-        typingctx: Any, width: Any, tiles: Any, start: Any, scale: Any, grid: Any, table: Any, begins: Any,
-        owners: Any, x: Any, token: Any, out: Any,
+        typingctx: Any, width: Any, tiles: Any, start: Any, scale: Any, low: Any, grid: Any, mix: Any, table: Any,
+        begins: Any, owners: Any, x: Any, sums: Any, token: Any, out: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _Tile(context, builder, signature.args, args, len(width), tokens).run()
             return context.get_dummy_value()
 
         long = types.int64
-        return types.void(width, tiles, long, scale, long, table, begins, owners, x, long, out), codegen
+        return types.void(
+            width, tiles, long, scale, low, long, mix, table, begins, owners, x, sums, long, out
+        ), codegen
 
     return lookups
 

@@ -10,12 +10,10 @@ from holdall.weights.coded import WIDTHS
 from holdall.weights.coded_kernels import (
     Cut,
     Tokens,
-    looked_up,
     naive_looked_up,
     naive_products,
-    spread,
 )
-from holdall.weights.coded_linear import CodedMatrix, _Running
+from holdall.weights.coded_linear import CodedMatrix, Inputs, _Running
 
 
 def _multiplied(coded, x, eight):
@@ -116,21 +114,16 @@ def test_every_processor_gets_the_same_numbers(how, eight):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_palettes_are_their_naive_form(bits):
+@pytest.mark.parametrize("level", ["low", "zero", "middle", "table"])
+def test_lookups_are_their_naive_form(bits, level):
     for rows, columns, group in SIZES:
-        coded, truth = draw(rows, columns, bits, "table", group)
-        for tokens in (1, 3, 4, 9):
+        coded, truth = draw(rows, columns, bits, level, group)
+        for tokens in (1, 3, 4, 9, 40):
             x = np.random.default_rng(tokens).normal(size=(tokens, columns)).astype(np.float32)
-            running = _Running(coded.bands[0])
-            cut, laid = running.cut, np.zeros((tokens, running.cut.width), np.float32)
             y = np.full((tokens, rows), np.nan, np.float32)
-            spread(x, cut.begins, cut.firsts, laid)
-            band = running.band
-            looked_up(
-                running.width, band.tiles, running.scale, running.table, cut.begins, cut.owners, laid, band.rows, y,
-                0, len(band.tiles),
-            )  # fmt: skip
-            np.testing.assert_allclose(y, naive_looked_up(truth, x), rtol=1e-4, atol=1e-5 * columns)
+            _Running(coded.bands[0]).into(Inputs(x), y, 32)
+            atol = 2e-6 * columns * np.abs(truth).max()
+            np.testing.assert_allclose(y, naive_looked_up(truth, x), rtol=1e-5, atol=atol)
 
 
 def test_sixteen_bits_lose_next_to_nothing_and_eight_bits_little():

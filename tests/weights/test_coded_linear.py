@@ -16,10 +16,11 @@ from holdall.weights.packed_linear import PackedConv2d, PackedEmbedding, PackedL
 
 @pytest.mark.parametrize("group", [0, 64, 48])
 @pytest.mark.parametrize("bits", [3, 4, 8])
-def test_opened_is_decoded(corner, tmp_path, bits, group):
+@pytest.mark.parametrize("activations", [32, 16])
+def test_opened_is_decoded(corner, tmp_path, bits, group, activations):
     method, path = RoundToNearest(bits=bits, group=group), str(tmp_path / "a.hold")
     method.encode(corner, to=path)
-    module = holdall.weights.open(path)
+    module = holdall.weights.open(path, activations=activations)
     with Packed.open(path) as packed:
         decoded = method.decode(packed).build()
     names = {type(m).__name__ for m in module.modules()}
@@ -28,8 +29,11 @@ def test_opened_is_decoded(corner, tmp_path, bits, group):
     ids = torch.tensor([corner.tokenizer().encode("A packed model and its decoded form agree on a text.")])
     for part in (ids, ids[:, :1]):
         wanted = decoded(input_ids=part).logits
-        away = module(input_ids=part).logits - wanted
-        assert float(away.norm() / wanted.norm()) < 1e-4
+        found = module(input_ids=part).logits
+        a, b = torch.log_softmax(wanted.double(), -1), torch.log_softmax(found.double(), -1)
+        assert float((a.exp() * (a - b)).sum(-1).max()) < 1e-6  # nats
+        if activations == 32:  # rounded to 16 bits they are 1e-4 away, in SmolLM2's thirty layers 4e-4
+            assert float((found - wanted).norm() / wanted.norm()) < 1e-5
 
 
 def test_memory_is_foretold_and_kept(corner):
