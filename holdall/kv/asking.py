@@ -57,7 +57,7 @@ def found(logits: torch.Tensor, probe: Probe) -> tuple[float, float]:
 def copied(model: Any, cache: Cache, hay: Haystack) -> float:
     """Share of the tokens of earlier passages that the cache gives back; it stays as it is."""
     hits = [
-        _logits(model, cache.copy(), ids)[SHOWN - 1 : -1].argmax(1) == torch.tensor(ids[SHOWN:])
+        logits_after(model, cache.copy(), ids)[SHOWN - 1 : -1].argmax(1) == torch.tensor(ids[SHOWN:])
         for ids in hay.passages()
     ]
     return float(torch.cat(hits).float().mean())
@@ -65,11 +65,11 @@ def copied(model: Any, cache: Cache, hay: Haystack) -> float:
 
 def continuation(model: Any, cache: Cache, after: list[int]) -> float:
     """Mean negative log-likelihood of the text's next tokens; the cache stays as it is."""
-    logits = _logits(model, cache.copy(), after)[:-1]
+    logits = logits_after(model, cache.copy(), after)[:-1]
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(after[1:])))
 
 
-def _logits(model: Any, cache: Cache, ids: list[int]) -> torch.Tensor:
+def logits_after(model: Any, cache: Cache, ids: list[int]) -> torch.Tensor:
     """Logits behind each of `ids`, which are appended to the cache, [T, V]."""
     with cache.appending(), torch.inference_mode():
         return model(torch.tensor([ids]), past_key_values=cache).logits[0].float()

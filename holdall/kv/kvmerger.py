@@ -25,7 +25,7 @@ else:
     torch = lazy("torch", extra="kv")
     functional = lazy("torch.nn.functional", extra="kv")
 
-_CHOICES = {"kernel": ("twice", "once", "even"), "values": ("sum", "bias", "mean")}
+_CHOICES = {"kernel": ("twice", "once", "even", "pivot"), "values": ("sum", "bias", "mean")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class KVMerger(KVSelector):
         eps: cosine of neighbouring keys from which they merge, where no budget is given (paper: 0.75)
         layers: the same for each layer, from `calibrated`; () searches it for each head and budget
         longest: most tokens of a set, and most that a value is multiplied by; more where the budget asks for it
-        kernel: width of the Gaussian: "twice" estimated as published, "once", or "even" weights
+        kernel: width of the Gaussian: "twice" estimated as published, "once"; "even" weights; "pivot": the rest goes
         values: a set's value: "sum" (size times mean, as published), "mean", or mean with "bias": log size added to
             the entry's scores
         skipped: layers that never merge, -1 the last. Where the budget is shared out they stay whole and others pay
@@ -78,14 +78,14 @@ class KVMerger(KVSelector):
         "https://arxiv.org/abs/2407.08454",
     )
 
-    recent: float = knob(0.34, "share of what is kept that is the latest", unit="share", other=0.1)
+    recent: float = knob(0.5, "share of what is kept that is the latest", unit="share", paper=0.34, other=0.1)
     heavy: float = knob(0.24, "share of what is kept that is heavy hitters", unit="share", other=0.1)
     window: int = knob(32, "last queries that find the heavy hitters", unit="tokens", other=8)
     probes: float = knob(0.1, "share of the earlier queries, by lot", unit="share", paper=1.0, other=1.0)
-    eps: float = knob(0.75, "cosine from which they merge, without a budget", other=0.1, at={"budget": None})
+    eps: float = knob(0.75, "cosine, without a budget", other=0.1, at={"budget": None, "recent": 0.1})
     layers: tuple[float, ...] = knob((), "the same of each layer, calibrated", other=(0.99,) * 6)
     longest: int = knob(16, "most tokens of a set, as the budget allows", unit="tokens", other=4)
-    kernel: str = knob("twice", 'the kernel\'s width: estimated "twice", "once"; or "even"', other="even")
+    kernel: str = knob("twice", 'width of the kernel: "twice", "once"; "even", "pivot"', other="even")
     values: str = knob("mean", "a set's value: sum, mean, or that and a bias", paper="sum", other="bias")
     skipped: tuple[int, ...] = knob((), "layers that never merge", paper=(0, 1, -1), other=(5,))
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="kv")
 
-
 _OTHER = SnapKV()
 
 
@@ -44,15 +43,15 @@ class PrefixKV(KVSelector):
     Knobs:
         inner: the method that chooses within a layer; none is the paper's own
         ratios: share of each layer that goes, from `calibrated`; () searches for each prompt
+        level: share of the layers, the first, that get an equal part: they look at everything a little (paper: 0)
         start: first tokens that stay, off the curve (paper: 1 to 4)
         window: last queries that judge, with the own choice
         probes: share of the earlier queries that judge too, by lot (paper: all, 1.0)
         normal: divide sums by how many queries can see an entry: they favour early tokens (paper: no)
         distance: with the own choice, one goes for each token generated, this far from the end of what was kept of the
             prompt, once the budget is met (paper: -25)
-    Differs from the paper: only the last queries judge by default, for sums over all of them made SmolLM2 forget its
-    latest lines; sizes are bytes; with `inner` the curve is of its scores, sorted in each head by itself, and its own
-    rule holds while generating.
+    Differs from the paper: only the last queries judge by default (sums over all made SmolLM2 forget its latest lines);
+    `level`; sizes are bytes; with `inner` the curve is of its scores, sorted by head, and its own rule holds later.
     Example:
         >>> import torch
         >>> from holdall.kv import EMS, Entries, PrefixKV
@@ -62,7 +61,7 @@ class PrefixKV(KVSelector):
         >>> method, total = PrefixKV(inner=EMS(window=8)), 16_000
         >>> shares = method.share(layers, total)
         >>> [method.select(x, n).count for x, n in zip(layers, shares)], sum(shares) <= total
-        ([69, 33], True)
+        ([66, 36], True)
 
     Paper: 078, Wang et al., PrefixKV, NeurIPS 2025
     Test: tests/kv/test_prefixkv.py
@@ -77,9 +76,9 @@ class PrefixKV(KVSelector):
     )
 
     inner: KVSelector | None = knob(None, "what chooses within a layer; none: its own", other=_OTHER)  # noqa: RUF009
-    ratios: tuple[float, ...] = knob(
-        (), "share of each layer that goes, calibrated", other=(0.9,) * 5 + (0.6,)
-    )
+    ratios: tuple[float, ...] = knob((), "share of each layer that goes", other=(0.9,) * 5 + (0.6,))
+    level: float = knob(0.1, "first layers that get an equal part", unit="share", paper=0.0, other=1.0,
+                        at={"ratios": (0.9,) * 5 + (0.6,)})  # fmt: skip
     start: int = knob(4, "first tokens that stay", unit="tokens", other=64)
     window: int = knob(32, "last queries that judge", unit="tokens", other=8)
     probes: float = knob(0.0, "share of the earlier queries, by lot", unit="share", paper=1.0, other=1.0)
@@ -91,8 +90,8 @@ class PrefixKV(KVSelector):
             raise BadInput("start, window", (self.start, self.window), "0 or more, and 1 or more tokens")
         if not 0 <= self.probes <= 1 or self.distance > -1:
             raise BadInput("probes, distance", (self.probes, self.distance), "from 0 to 1, and -1 or less")
-        if any(not 0 <= r < 1 for r in self.ratios):
-            raise BadInput("ratios", self.ratios, "shares from 0 to below 1")
+        if not 0 <= self.level <= 1 or any(not 0 <= r < 1 for r in self.ratios):
+            raise BadInput("level, ratios", (self.level, self.ratios), "from 0 to 1, and from 0 to below 1")
         if isinstance(self.inner, PrefixKV):
             raise BadInput("inner", self.inner.full_name(), "a method that leaves the layers' budgets alone")
 
@@ -163,15 +162,19 @@ class PrefixKV(KVSelector):
             return None
         if layer >= len(self.ratios):
             raise BadInput("layer", layer, f"one of the {len(self.ratios)} that were calibrated")
-        return (1 - self.ratios[layer]) / (1 - sum(self.ratios) / len(self.ratios))
+        rest = self.ratios[int(self.level * len(self.ratios)) :]
+        equal = layer < len(self.ratios) - len(rest)
+        return 1.0 if equal else (1 - self.ratios[layer]) / (1 - sum(rest) / len(rest))
 
     def share(self, layers: list[Entries], total: int) -> list[int]:
         if self.ratios:
             weights = [(self.portion(x.layer) or 1) * x.original for x in layers]
             return apportion(total, weights, [self.smallest(x) for x in layers])
-        curves = [self.curve(x) for x in layers]
-        _, found = search(curves, total)
-        wanted = [c.each * kept for c, kept in zip(curves, exact(curves, found, total), strict=True)]
+        whole, first = sum(x.original for x in layers), int(self.level * len(layers))
+        wanted = [total * x.original // max(1, whole) for x in layers[:first]]
+        curves, left = [self.curve(x) for x in layers[first:]], total - sum(wanted)
+        _, found = search(curves, left)
+        wanted += [c.each * kept for c, kept in zip(curves, exact(curves, found, left), strict=True)]
         return apportion(total, wanted, [self.smallest(x) for x in layers])
 
     def curve(self, x: Entries) -> Curve:

@@ -60,6 +60,8 @@ def _weights(keys: Tensor, pivot: Tensor, into: Tensor, size: Tensor, kernel: st
     far = (keys - keys.gather(2, pivot[..., None].expand(keys.shape))).square().sum(-1)
     if kernel == "even":
         return torch.ones_like(far)
+    if kernel == "pivot":
+        return (pivot == torch.arange(pivot.shape[2], device=pivot.device)).float()
     c, at = size.shape[2], (into - 1).clamp(min=0)
     width = (
         (_sums(far, into, c) / size.clamp(min=1)).gather(2, at).clamp(min=1e-30)

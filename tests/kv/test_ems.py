@@ -63,7 +63,7 @@ def test_the_score_is_attention_per_query_that_can_look_and_of_the_last_queries(
     votes = functional.max_pool1d(every[:, :, -w:].sum(2)[..., :-w], 5, stride=1, padding=2)
     near, wide = (s / s.sum(-1, keepdim=True) for s in (votes, wide[..., :-w]))
     for combine, truth in (("max", torch.maximum(0.3 * wide, near)), ("sum", 0.3 * wide + 0.7 * near)):
-        score = EMS(window=w, balance=0.3, **{**PLAIN, "combine": combine}).score(x)
+        score = EMS(window=w, balance=0.3, normal=True, **{**PLAIN, "combine": combine}).score(x)
         assert (score[..., -w:] == torch.inf).all()
         got = score[..., :-w]
         torch.testing.assert_close(got / got.sum(-1, keepdim=True), truth / truth.sum(-1, keepdim=True))
@@ -111,6 +111,22 @@ def test_heads_that_look_at_little_merge_little() -> None:
     _, wanted = candidates(score, kept, 50, 0.9)
     assert wanted.sum(-1)[0].tolist() == [44, 0]
     assert candidates(score, kept, 20, 0.9)[1].sum(-1)[0].tolist() == [20, 0]
+
+
+def test_a_share_of_what_is_kept_is_the_latest_bit_for_bit() -> None:
+    x = entries(t=200, strength=3.0)
+    for recent, latest in ((0.0, 8), (0.1, 8), (0.5, 30)):
+        method = EMS(window=8, recent=recent, tau=-1.0, values_only=False)
+        y = method.select(x, 60 * method.each(x))
+        columns = list(range(200 - latest, 200))
+        for head in range(2):
+            where = y.where()[0, head].tolist()
+            assert set(columns) <= set(where)
+            assert not set(range(170, 180)) <= set(where) or recent == 0.5
+    assert y.bias is not None and float(y.bias.max()) > 0, "others are merged"
+    assert torch.equal(y.keys[:, :, -8:], x.keys[:, :, -8:])
+    with pytest.raises(BadInput):
+        EMS(recent=1.1)
 
 
 def test_twins_merge_without_a_trace_when_counts_are_kept() -> None:

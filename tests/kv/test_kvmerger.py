@@ -158,6 +158,14 @@ def test_the_latest_and_the_heavy_stay_bit_for_bit() -> None:
             assert torch.equal(y.values[0, head, where.index(column)], x.values[0, head, column])
 
 
+def test_pivots_alone_are_the_same_sets_with_nothing_merged() -> None:
+    x = blocks((4,) * 25)
+    y, z = (KVMerger(kernel=k).select(x, "40%") for k in ("pivot", "even"))
+    assert torch.equal(y.where(), z.where()) and not torch.equal(y.values, z.values)
+    at = y.where().long()[..., None].expand(-1, -1, -1, 32)
+    assert torch.equal(y.keys, x.keys.gather(2, at)) and torch.equal(y.values, x.values.gather(2, at))
+
+
 def test_padding_takes_no_part() -> None:
     alone = blocks((4,) * 20)
     room = torch.full((1, 2, 15, 32), torch.nan)

@@ -52,7 +52,10 @@ def model(layers: int = 4, strength: float = 8.0) -> transformers.LlamaForCausal
     return net
 
 
-@pytest.mark.parametrize("inner", [None, SnapKV(window=8), EMS(window=8)], ids=["own", "snapkv", "ems"])
+LOCAL = EMS(window=8, balance=0.3, normal=True)  # raw sums over all queries tell these layers apart less
+
+
+@pytest.mark.parametrize("inner", [None, SnapKV(window=8), LOCAL], ids=["own", "snapkv", "ems"])
 def test_all_layers_keep_the_same_share_where_equal_budgets_do_not(inner: object) -> None:
     method, layers = PrefixKV(inner=inner), stack()  # type: ignore[arg-type]
     total = sum(x.original for x in layers) // 5
@@ -152,6 +155,19 @@ def test_calibrated_layers_are_cut_one_by_one_and_get_what_was_learned() -> None
             method.portion(9)
 
 
+def test_the_first_layers_get_an_equal_part_and_the_rest_keep_one_share() -> None:
+    layers = stack()
+    total = sum(x.original for x in layers) // 5
+    for level, first in ((0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)):
+        method = PrefixKV(level=level)
+        shares, made = method.share(layers, total), [method.curve(x) for x in layers]
+        assert sum(shares) <= total and all(abs(n - total / 4) < layers[0].each for n in shares[:first])
+        held = [c.retained(n // c.each) for n, c in zip(shares[first:], made[first:], strict=True)]
+        assert not held or max(held) - min(held) < 0.02
+    learned = PrefixKV(level=0.25, ratios=(0.5, 0.9, 0.8, 0.7))
+    assert learned.portion(0) == 1 and sum(learned.portion(i) or 0 for i in range(4)) == pytest.approx(4)
+
+
 def test_bytes_follow_calibrated_ratios_too() -> None:
     layers = stack()
     method = PrefixKV(ratios=(0.9, 0.8, 0.5, 0.8))
@@ -196,6 +212,7 @@ def test_a_budget_that_no_split_can_hold_names_the_least() -> None:
         {"probes": 2.0},
         {"distance": 0},
         {"ratios": (1.0,)},
+        {"level": 1.1},
         {"inner": PrefixKV()},
     ],
 )
