@@ -238,7 +238,7 @@ def test_smollm2_layers_differ_so_that_equal_budgets_starve_some() -> None:
     from holdall.weights.model import Model
     from holdall.weights.texts import held_out_text
 
-    source, method = Model.read("smollm2"), PrefixKV()
+    source, method = Model.read("smollm2"), PrefixKV(level=0.0)  # as published
     ids = source.tokenizer().encode(held_out_text()[:6000])[:800]
     layers = next(read_layers(method, source.build(torch.bfloat16), [ids]))
     total = sum(x.original for x in layers) // 5
