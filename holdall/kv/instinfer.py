@@ -80,7 +80,7 @@ class InstInfer(Runtime):
     }
 
     channels: float = knob(1 / 8, "share of channels that guess, r / D", other=1 / 2)
-    tokens: float = knob(1 / 4, "share of tokens that are attended to, k / S", paper=1 / 16, other=1 / 2)
+    tokens: float = knob(0.27, "share of tokens that are attended to, k / S", paper=1 / 16, other=1 / 2)
     by: str = knob("page", 'what is chosen: "page" or "token"', paper="token", other="token")
     local: int = knob(32, "latest tokens, which are always attended to", unit="tokens", other=64)
     dense: int = knob(256, "contexts up to this are read whole", unit="tokens", other=4096)
