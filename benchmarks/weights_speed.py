@@ -216,10 +216,8 @@ def activations(folder: str, quick: bool) -> dict[str, dict[str, float]]:
     model, method, path = Model.read("smollm2"), RoundToNearest(bits=4), f"{folder}/a.hold"
     packed = method.encode(model, to=path)
     judge = Judge(method.decode(packed), 2 if quick else 8, 1024)
-    return {
-        f"tokens of {n}": judge(open_packed(path, activations=n), packed.nbytes, model.elements)
-        for n in (16, 8)
-    }
+    size = (packed.nbytes, model.elements)
+    return {f"tokens of {n}": judge(open_packed(path, activations=n), *size) for n in (32, 16, 8)}
 
 
 def main() -> None:
