@@ -50,6 +50,7 @@ class Engine:
     kv_budget: Budget | None = None
     stats: Stats = field(default_factory=Stats)
     net: Any = None
+    lean: Any = None  # runs `net` where that is quicker, and no kv method holds the context
     cache: Any = None  # of the answer that is being given
     used: int = 0  # bytes that tokenizer and header took, measured
     beside: int = 0  # bytes that context and workspace may take, now that the weights are open
@@ -186,11 +187,21 @@ class Engine:
             self.net.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.to(dtype))
         slice_mlps(self.net)
         self.kv = None if self.kv is None else self.kv.prepared(self.net)
+        self.lean = self._leaner()
         if left is not None:
             return_early()
         self.stats.open_seconds = time.perf_counter() - start
 
-    def _cache(self, tokens: int) -> Any:
+    def _leaner(self) -> Any:
+        if self.kv is not None or self.source.packed is None:
+            return None
+        from holdall.weights.lean import Lean
+
+        return Lean.of(self.net)
+
+    def _cache(self, tokens: int, most: int) -> Any:
+        if self.lean is not None:
+            return self.lean.context(tokens + min(most, 4096), half=self.shape.item == 2)
         if self.kv is None:
             from transformers import DynamicCache
 
@@ -206,7 +217,7 @@ class Engine:
     def _tokens(self, ids: list[int], chunk: int, most: int, choose: Chooser) -> Iterator[int | None]:
         """The answer's tokens, up to an end token."""
         stats, start = self.stats, time.perf_counter()
-        cache = self.cache = self._cache(len(ids))
+        cache = self.cache = self._cache(len(ids), most)
         for at in range(0, len(ids), chunk):
             if at:
                 yield None
@@ -225,6 +236,9 @@ class Engine:
             stats.decode_seconds += time.perf_counter() - start
 
     def _step(self, ids: list[int], cache: Any) -> torch.Tensor:
+        if self.lean is not None:
+            found: torch.Tensor = self.lean.read(ids, cache)
+            return found
         out = self.net(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[0, -1]
 

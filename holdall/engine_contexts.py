@@ -78,7 +78,10 @@ class ContextEngine(Engine):
         layer = 8 * self.shape.kv_heads * self.shape.head_dim * self.held
         return dataclasses.replace(plan, workspace=plan.workspace + scores + layer)
 
-    def _cache(self, tokens: int) -> Any:
+    def _leaner(self) -> Any:
+        return None
+
+    def _cache(self, tokens: int, most: int) -> Any:
         from holdall.kv.contexts import cache_of
 
         return cache_of(self.layers)

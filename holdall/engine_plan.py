@@ -183,8 +183,12 @@ def libraries(path: str, kv: KVSelector | None = None) -> None:
     if path.lower().endswith(".hold"):
         need("numba", "weights")
         from holdall.weights.layout import Piece
+        from holdall.weights.coded import Coded
+        from holdall.weights.lean import CodedMatrix
         from holdall.weights.parts import Part
 
+        coded = CodedMatrix(Coded.of(np.zeros((16, 64), np.uint8), 4, scale=np.ones(16)))
+        coded.multiply(torch.zeros(1, 64))
         part = Part(Piece(0, 0, 16, 16, 1, False))
         part.resize(1)
         part.dense(np.zeros((16, 16), np.float32))

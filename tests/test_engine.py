@@ -217,3 +217,22 @@ def test_packed_weights_keep_a_small_memory(tmp_path: Path) -> None:
     told = measured_peak(path, 100_000_000, "25%", 2000)
     assert told["prompt_tokens"] > 400 and told["new_tokens"] > 0
     assert told["peak"] <= 100_000_000
+
+
+def test_the_lean_decoder_answers_as_the_module_does(tmp_path: Path) -> None:
+    """A model whose matrices are packed codes runs without transformers' loop, to the same tokens and scores."""
+    from holdall.weights import RoundToNearest
+
+    path = str(tmp_path / "small.hold")
+    RoundToNearest(bits=4).encode(Model.read("smollm2"), to=path)
+    lean, plain = Engine.open(path), Engine.open(path)
+    question = "Name three colours.\n" + held_out_text()[:900]
+    answers = []
+    for engine in (lean, plain):
+        engine.prepare(400, 12)
+        if engine is plain:
+            engine.lean = None
+        answers.append("".join(engine.generate(question, max_new_tokens=12)))
+        assert engine.stats.new_tokens == 12 and engine.stats.passes == 1
+    assert lean.lean is not None and answers[0] == answers[1]
+    assert lean.stats.kv_bytes == plain.stats.kv_bytes

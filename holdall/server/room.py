@@ -94,6 +94,8 @@ def weight_bytes(net: Any) -> int:
 def tiers(cache: Any) -> dict[str, int]:
     """Bytes of a cache by how its entries are held: all of them, those that were kept, those in fewer bits."""
     found: dict[str, int] = {}
+    if not hasattr(cache, "layers"):  # of the lean decoder
+        return {"whole": cache.nbytes}
     for layer in list(cache.layers):
         state = getattr(layer, "state", None)
         if state is None and getattr(layer, "keys", None) is not None:
