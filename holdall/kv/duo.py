@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="kv")
 
-_NEAR = ZipCache(inner=H2O())
+_NEAR = ZipCache(inner=H2O(probes=0.1))
 _OTHER = (0.1,) * 16 + (0.9, 0.1)
 _RANKED = {"heads": (0.9, 0.8, 0.7, *(0.1,) * 12, 0.5, 0.4, 0.1), "budget": "20%"}
 _AT = {"heads": _OTHER, "budget": "25%"}

@@ -9,9 +9,9 @@ from holdall.budget import Budget
 from holdall.errors import BadInput
 from holdall.kv.base import KVSelector
 from holdall.kv.entries import Entries
+from holdall.kv.judged import summed_attention
 from holdall.method import Paper, knob
 from holdall.optional import lazy
-from holdall.parts.attention import mass
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ class H2O(KVSelector):
     Holds 4 bytes of mass an entry besides its position.
     Knobs:
         recent: share of what is kept that is the latest entries (paper: a half)
+        probes: share of the prompt's queries, by lot, that sums are estimated from (paper: all)
     Differs from the paper: query heads that share a key/value head add up; the budget is in bytes, mass included.
     Example:
         >>> import torch
@@ -57,13 +58,14 @@ class H2O(KVSelector):
     follows: ClassVar[bool] = True
 
     recent: float = knob(0.5, "share of what is kept that is the latest entries", unit="share", other=0.1)
+    probes: float = knob(1.0, "queries of the prompt that judge, by lot", unit="share", other=0.1)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.recent < 1:
-            raise BadInput("recent", self.recent, "a share from 0 to below 1")
+        if not 0 <= self.recent < 1 or not 0 < self.probes <= 1:
+            raise BadInput("recent, probes", (self.recent, self.probes), "a share below 1, and some queries")
 
     def asks(self, tokens: int) -> tuple[int, float]:
-        return tokens, 0.0
+        return (tokens, 0.0) if self.probes == 1 else (1, self.probes)
 
     def least(self, x: Entries) -> int:
         return min(2, x.count)
@@ -74,9 +76,7 @@ class H2O(KVSelector):
     def weighed(self, x: Entries) -> Entries:
         held = torch.zeros(x.shape, device=x.keys.device) if x.mass is None else x.mass
         if x.queries is not None:
-            held = held + mass(x.queries, x.query_columns(), x.keys, x.where(), x.valid, x.scale, x.bias).sum(
-                2
-            )
+            held = held + summed_attention(x)
         return x.but(mass=held, queries=None, query_positions=None)
 
     def score(self, x: Entries) -> Tensor:
