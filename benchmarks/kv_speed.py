@@ -25,6 +25,7 @@ READ: dict[str, tuple[KVSelector | None, str | None]] = {
     "zipcache 25%": (ZipCache(), "25%"),
     "zipcache over snapkv 5%": (ZipCache(inner=SnapKV()), "5%"),
     "mikv 25%": (MiKV(), "25%"),
+    "mikv 25%, all queries": (MiKV(probes=1.0), "25%"),
     "duo 12%": (Duo(), "12%"),
 }
 HELD: dict[str, tuple[KVSelector, str]] = {
