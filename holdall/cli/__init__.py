@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -33,6 +34,8 @@ def main() -> None:
     """What the `holdall` command runs."""
     # Threads that spin while they wait make everything several times slower beside one other busy program.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it when it is loaded
+    # transformers 5.24 names an argument anew; the older ones that pyproject.toml allows do not know the new name.
+    warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
     code = 2
     try:
         result = app(standalone_mode=False)
