@@ -53,7 +53,7 @@ def test_a_room_is_a_table_and_a_picture(
     lines = told.out.splitlines()
     assert "bfloat16" in lines[0] and lines[1].split() == ["bytes", "share", "perplexity", "ratio"]
     assert lines[3].startswith("full ") and "100.0%" in lines[3]
-    every = ("random", "recent", "h2o", "ems", "kvmerger", "mikv", "prefixkv", "snapkv", "zipcache")
+    every = ("random", "recent", "h2o", "ems", "duo", "kvmerger", "mikv", "prefixkv", "snapkv", "zipcache")
     rows = [line.split()[:2] for line in lines[4:] if line.startswith("kv.")]
     least = [line for line in lines if "the least that" in line]
     assert [line.split("least that ")[1].split()[0] for line in least] == ["kv.mikv", "kv.zipcache"]
