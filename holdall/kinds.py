@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from holdall.budget import Budget
+from holdall.errors import BadInput
 from holdall.method import Method
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Codec(Method):
     def read_input(cls, url: str) -> Any:
         """The room's thing, from a file."""
         raise TypeError(f"{cls.full_name()} does not read files")
+
+    @classmethod
+    def with_text(cls, x: Any, text: str) -> Any:
+        """The same thing, with a text to calibrate on."""
+        raise BadInput("calibration text", "one", f"none: {cls.full_name()} does not calibrate on text")
 
     @classmethod
     def write_output(cls, x: Any, url: str) -> None:

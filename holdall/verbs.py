@@ -41,13 +41,18 @@ def _known_without_a_file(url: str) -> bool:
 
 
 def pack(
-    source: Any, with_: Method | str | None = None, budget: Spend = None, to: str | None = None
+    source: Any,
+    with_: Method | str | None = None,
+    budget: Spend = None,
+    to: str | None = None,
+    calibrate: str | None = None,
 ) -> Packed:
     """Pack a file (path or fsspec URL) or the room's own object.
 
     with_: a method, its name, or None to sniff the room and take its default.
     budget: "25%", "1.5GB", "3bit", bytes as an int, or None for the paper's own operating point.
     to: where to write the `.hold` file; it then comes back lazily opened.
+    calibrate: a text file (path or URL) for methods that learn from text; otherwise they use their own.
     Raises BudgetError, BadInput; the source is never modified and nothing half-written is left.
     """
     if isinstance(source, str) and to is not None and same_file(source, to):
@@ -65,7 +70,18 @@ def pack(
     if not isinstance(method, Codec):
         raise BadInput("method", method.full_name(), "one that packs (a codec)")
     x = type(method).read_input(source) if isinstance(source, str) else source
+    if calibrate is not None:
+        x = type(method).with_text(x, _text(calibrate))
     return method.encode(x, budget, to=to)
+
+
+def _text(url: str) -> str:
+    with open_stream(url) as f:
+        raw = f.read()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as fault:
+        raise BadInput("calibration text", url, "a UTF-8 text file") from fault
 
 
 def unpack(source: str | Packed, to: str | None = None) -> Any:

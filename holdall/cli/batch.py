@@ -38,14 +38,14 @@ def _last(text: str) -> str:
     return text.rstrip("/").rpartition("/")[2]
 
 
-def job(call: tuple[str, Any, str | None, str]) -> dict[str, Any]:
+def job(call: tuple[str, Any, str | None, str, str | None]) -> dict[str, Any]:
     """Pack one input, measured. Runs in another process too."""
     from holdall.meter import Meter
     from holdall.verbs import pack
 
-    source, method, budget, to = call
+    source, method, budget, to, calibrate = call
     with Meter() as meter:
-        packed = pack(source, method, budget, to)
+        packed = pack(source, method, budget, to, calibrate)
     size_in, size_out = _input_bytes(source), packed.nbytes
     packed.close()
     return {

@@ -23,6 +23,9 @@ Out = Annotated[str | None, typer.Option("--output", "-o", help="A file, or a fo
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="knob=value, another way to write --knob value.")
 ]
+Calibrate = Annotated[
+    str | None, typer.Option("--calibrate", help="A text that methods which learn from text learn from.")
+]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Inputs packed at the same time.", min=1)]
 On = Annotated[str, typer.Option("--engine", help="Where several inputs are packed: processes or ray.")]
 
@@ -38,6 +41,7 @@ def pack(
     budget: BudgetText = None,
     output: Out = None,
     sets: Sets = None,
+    calibrate: Calibrate = None,
     jobs: Jobs = 1,
     engine: On = "processes",
     json: JSON = False,
@@ -57,7 +61,7 @@ def pack(
     found = expand(given)
     targets = outputs(found, output)
     calls = [
-        (source, method or _sniffed(source, options), budget, to)
+        (source, method or _sniffed(source, options), budget, to, calibrate)
         for source, to in zip(found, targets, strict=True)
     ]
     rows, faults = each(job, calls, jobs=jobs, engine=engine)

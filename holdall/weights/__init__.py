@@ -8,10 +8,21 @@ rounding; `none` and `random` are the floors. `quantize_` makes a module's matri
 
 from holdall.weights.bitstack import BitStack
 from holdall.weights.coded import Coded
+from holdall.weights.efficientqat import EfficientQAT
 from holdall.weights.model import Model
 from holdall.weights.none import Nothing
 from holdall.weights.opening import open, quantize_
 from holdall.weights.random import Random
 from holdall.weights.rtn import RoundToNearest
 
-__all__ = ["BitStack", "Coded", "Model", "Nothing", "Random", "RoundToNearest", "open", "quantize_"]
+__all__ = [
+    "BitStack",
+    "Coded",
+    "EfficientQAT",
+    "Model",
+    "Nothing",
+    "Random",
+    "RoundToNearest",
+    "open",
+    "quantize_",
+]

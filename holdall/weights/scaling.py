@@ -63,7 +63,7 @@ class Walk:
 
     def __init__(self, module: Any, tokens: torch.Tensor, slope_windows: int):
         self.module, self.tokens = module, tokens
-        self.blocks = _block_list(module)
+        self.blocks = block_list(module)
         self._names = {id(m): n for n, m in module.named_modules()}
         self._kept: list[
             list[torch.Tensor]
@@ -71,7 +71,7 @@ class Walk:
         self._slope_windows = min(slope_windows, len(tokens))
         self._tuple = False
         with torch.no_grad():
-            self._hidden = [self._first_input(t[None]) for t in tokens]
+            self._hidden = [self.first_input(t[None]) for t in tokens]
 
     @property
     def head_name(self) -> str:
@@ -79,7 +79,11 @@ class Walk:
         head = _head(self.module)
         return "" if head is None else self._names[id(head)] + ".weight"
 
-    def _first_input(self, ids: torch.Tensor) -> torch.Tensor:
+    @property
+    def hidden_size(self) -> int:
+        return int(self._hidden[0].shape[-1])
+
+    def first_input(self, ids: torch.Tensor) -> torch.Tensor:
         def catch(_module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             raise _Caught(args, named)
 
@@ -97,7 +101,7 @@ class Walk:
             handle.remove()
         raise BadInput("model", type(self.module).__name__, "one whose blocks run")
 
-    def _run(self, block: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def run(self, block: Any, hidden: torch.Tensor) -> torch.Tensor:
         out = block(hidden, *self._rest, **self._named)
         self._tuple = isinstance(out, tuple)
         return out[0] if self._tuple else out
@@ -107,7 +111,7 @@ class Walk:
         for block in self.blocks:
             self._kept.append(self._hidden[: self._slope_windows])
             with torch.no_grad(), _watch(block, self._names, self.tokens.numel()) as seen:
-                self._hidden = [self._run(block, h) for h in self._hidden]
+                self._hidden = [self.run(block, h) for h in self._hidden]
             yield _settled(seen, len(self.tokens))
         head = _head(self.module)
         if head is not None:
@@ -169,7 +173,7 @@ class Walk:
                 handles.append(module.register_forward_hook(watch))
         try:
             with torch.enable_grad():
-                (back,) = torch.autograd.grad(self._run(block, leaf), leaf, grad)
+                (back,) = torch.autograd.grad(self.run(block, leaf), leaf, grad)
         finally:
             for handle in handles:
                 handle.remove()
@@ -190,7 +194,7 @@ def _no_cache(module: Any) -> dict[str, bool]:
     return {"use_cache": False} if getattr(module.config, "use_cache", None) is not None else {}
 
 
-def _block_list(module: Any) -> Any:
+def block_list(module: Any) -> Any:
     lists = [m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     if not lists:
         raise BadInput("model", type(module).__name__, "a stack of blocks to calibrate on")

@@ -1,0 +1,135 @@
+"""MixLLM: more bits for the rows that the whole model's loss feels most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from holdall.errors import BadInput, BudgetError
+from holdall.kinds import Spend
+from holdall.method import Paper, knob
+from holdall.packed import Packed
+from holdall.weights import by_column, coded_file
+from holdall.weights.allotment import ARMS
+from holdall.weights.base import WeightCodec, finish
+from holdall.weights.coded import WIDTHS
+from holdall.weights.model import Model
+from holdall.weights.sensitivity import SALIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from holdall.weights.mixing import Mixed
+    from holdall.weights.packed_linear import Held
+
+_PAPER = (8, 4)
+_TIGHT = {"budget": "12%"}  # where every knob of a step a row matters
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixLLM(WeightCodec):
+    """Not finished, and not registered: docs/decisions.md tells where it stands."""
+
+    name: ClassVar[str] = "mixllm"
+    paper: ClassVar[Paper] = Paper(
+        89,
+        "MixLLM: LLM Quantization with Global Mixed-precision between Output-features and Highly-efficient System Design",
+        "Zheng, Song, Liu (Microsoft, 2024; v2 2026)",
+        "https://arxiv.org/abs/2412.14590",
+    )
+
+    widths: tuple[int, ...] | None = knob(
+        None, "falling widths of rows; None: 8 and 4 without a budget, a step for each row with one", unit="bit",
+        paper=_PAPER, other=(8, 3),
+    )  # fmt: skip
+    shares: tuple[float, ...] = knob((0.1,), "of all rows, that get each width but the last", other=(0.2,))
+    group: int = knob(
+        64, "columns that share a grid of such rows; 0 is whole rows", unit="columns", paper=128, other=32
+    )
+    salience: str = knob("first", "first, second (without the first-order term) or diagonal", other="second")
+    by: str = knob("global", "global, layer, random or magnitude: how salient rows are told", other="layer")
+    clip: bool = knob(True, "search how far to clip each group", other=False)
+    compensate: bool = knob(True, "GPTQ's error compensation", other=False)
+    damp: float = knob(0.01, "share of the mean second moment added to each", other=0.5)
+    weighted: bool = knob(True, "weigh tokens by their gradients in second moments", paper=False, other=False)
+    even: float = knob(
+        0.5, "how far columns are scaled to cost alike, 0 to 1", paper=0.0, other=0.0, at=_TIGHT
+    )
+    prior: float = knob(0.1, "of the mean cost, added to each row's", other=1.0, at=_TIGHT)
+    windows: int = knob(16, "calibration windows", other=1)
+    window: int = knob(512, "tokens a window", unit="tokens", other=64)
+
+    def __post_init__(self) -> None:
+        widths = _PAPER if self.widths is None else self.widths
+        if (
+            any(b not in WIDTHS for b in widths)
+            or list(widths) != sorted(set(widths), reverse=True)
+            or not widths
+        ):
+            raise BadInput("widths", self.widths, f"falling ones of {', '.join(map(str, WIDTHS))}")
+        if (
+            len(self.shares) != len(widths) - 1
+            or not all(0 <= s <= 1 for s in self.shares)
+            or sum(self.shares) > 1
+        ):
+            raise BadInput("shares", self.shares, "one for each width but the last, of at most 1 together")
+        if self.salience not in SALIENCE or self.by not in ARMS:
+            raise BadInput(
+                "rows", f"by {self.by}, {self.salience}", f"one of {', '.join((*ARMS, *SALIENCE))}"
+            )
+        if self.group < 0 or self.damp < 0 or self.windows < 0 or self.window < 2 or not 0 <= self.even <= 1:
+            raise BadInput(
+                "mixllm", str(self.to_dict()), "group, damp, windows of at least 0, even from 0 to 1"
+            )
+
+    def columns(self, w: np.ndarray) -> int:
+        """Columns of a group of this matrix."""
+        return min(self.group or w.shape[1], w.shape[1])
+
+    def encode(self, x: Model, budget: Spend = None, *, to: str | None = None) -> Packed:
+        from holdall.weights.mixing import Mixed
+        from holdall.weights.stepping import Stepped
+
+        limit = self.allowed(x, budget)
+        if limit is not None and self.widths is None:
+            return finish(Stepped(self, x).fit(limit), to)
+        widths = self.widths or _PAPER
+        made = Mixed(self, x, widths)
+        if limit is None:
+            return finish(self._file(x, made, self.shares, widths), to)
+        return finish(self._within(x, made, limit, widths), to)
+
+    def _file(self, x: Model, made: Mixed, shares: tuple[float, ...], widths: tuple[int, ...]) -> Packed:
+        return coded_file.write(self, x, made.coded(made.rows(shares, widths)))
+
+    def _within(self, x: Model, made: Mixed, limit: int, widths: tuple[int, ...]) -> Packed:
+        """The widest last width that fits, and then as many rows of the others, in the shares' proportion."""
+        for count in range(1, len(widths) + 1):
+            some, shares = widths[:count], self.shares[: count - 1]
+            best = self._file(x, made, (0.0,) * (count - 1), some)
+            if best.nbytes <= limit:
+                break
+        else:
+            raise BudgetError(limit, best.nbytes, who="weights.mixllm", why=f"all rows at {widths[-1]} bits")
+        if count == 1 or not sum(shares):
+            return best
+        rest = best.nbytes - made.guess(made.rows((0.0,) * (count - 1), some))
+        low, high = 0.0, 1 / sum(shares)
+        for _ in range(14):
+            middle = (low + high) / 2
+            fits = made.guess(made.rows(tuple(middle * s for s in shares), some)) + rest < limit
+            low, high = (middle, high) if fits else (low, middle)
+        while low > 1e-4:
+            found = self._file(x, made, tuple(low * s for s in shares), some)
+            if found.nbytes <= limit:
+                return found
+            low -= max(0.003, 0.01 * low)
+        return best
+
+    def decode(self, packed: Packed) -> Model:
+        return by_column.decode(packed)
+
+    def held(self, packed: Packed, memory: Spend = None) -> tuple[Model, Mapping[str, Held]]:
+        return by_column.held(packed, memory)

@@ -1,0 +1,66 @@
+"""EfficientQAT as a long job: it is killed and goes on, and holds one block."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdall.packed import Packed
+from holdall.weights import EfficientQAT
+from holdall.weights.block_training import BlockTraining
+from holdall.weights.end_to_end import EndToEnd
+from holdall.weights.unfinished import Unfinished
+
+QUICK = EfficientQAT(windows=8, window=64, steps=4)
+
+KILLED = """
+import os, signal, sys
+from holdall.weights import EfficientQAT, quality
+from holdall.weights.block_training import BlockTraining
+from holdall.weights.end_to_end import EndToEnd
+where, path = sys.argv[1:]
+learn, loss, calls = BlockTraining._learn, EndToEnd.loss, [0]
+def stop(self, k, *rest):
+    if where == "block" and k == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return learn(self, k, *rest)
+def stop_steps(self, ids):
+    calls[0] += 1
+    if where == "steps" and calls[0] == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(self, ids)
+BlockTraining._learn, EndToEnd.loss = stop, stop_steps
+EfficientQAT(windows=8, window=64, steps=40).encode(quality.real(), "3bit", to=path)
+"""
+
+
+@pytest.mark.parametrize("where", ["block", "steps"])
+def test_killed_it_goes_on_and_gives_the_same_bytes(corner, tmp_path, where, monkeypatch):
+    path = str(tmp_path / "a.hold")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, where, path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {p.name for p in (tmp_path / "a.hold.unfinished").iterdir()}
+    assert (
+        not Path(path).exists() and "block-0.hold" in left and ("block-1.hold" in left) == (where == "steps")
+    )
+    blocks, steps = [], []
+    real, loss = BlockTraining._learn, EndToEnd.loss
+    monkeypatch.setattr(BlockTraining, "_learn", lambda self, k, *a: (blocks.append(k), real(self, k, *a))[1])
+    monkeypatch.setattr(EndToEnd, "loss", lambda self, ids: (steps.append(1), loss(self, ids))[1])
+    recipe = EfficientQAT(windows=8, window=64, steps=40)
+    resumed = recipe.encode(corner, "3bit", to=path)
+    assert blocks == ([1] if where == "block" else []) and len(steps) == (40 if where == "block" else 20)
+    assert resumed.to_bytes() == recipe.encode(corner, "3bit").to_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.hold"]
+
+
+def test_parts_of_other_inputs_are_not_used(corner, tmp_path):
+    path = tmp_path / "a.hold"
+    work = Unfinished(tmp_path / "a.hold.unfinished", "other inputs")
+    work.put("block-0", Packed({}, {"room": "weights", "method": {}, "error": {}}))
+    packed = QUICK.encode(corner, to=str(path))
+    assert packed.to_bytes() == QUICK.encode(corner).to_bytes()
