@@ -5,8 +5,9 @@
 Protocol of the room (`weights_judge`): 8 windows of 1,024 tokens of WikiText-2 test, training on WikiText-2 valid only
 (without ../shared: Python's language reference, two halves), and as a second text the novel that nothing was trained
 on. A part is a budget: its rows are the file before the end-to-end training and after it. "grids" is the first budget
-with s and z trained alone, "rtn" plain rounding, "corner" the errors of two small blocks by start and by what learns. --cache keeps packed files, and what a killed run had finished.
-Run with MALLOC_MMAP_MAX_=0 (glibc then keeps its pages, a third of the time) and OMP_NUM_THREADS=1.
+with s and z trained alone, "rtn" plain rounding, "corner" the errors of two small blocks by start and by what learns.
+--cache keeps what a killed run had finished: the same command then goes on. Run with OMP_NUM_THREADS=1 and
+MALLOC_MMAP_MAX_=0 (glibc then keeps its pages, which saves a third of the time).
 """
 
 from __future__ import annotations
