@@ -3,12 +3,15 @@
 You hold a model (`Model.read` takes a GGUF, safetensors, Hugging Face folder or a short name) and name a size; you
 get one `.hold` file with everything that is needed to run it, and `open` gives a running module. `bitstack` makes a
 file of which any prefix is a model, and whose budget can change while it runs; `rtn` is classic group-wise
-rounding; `none` and `random` are the floors. `quantize_` makes a module's matrices packed ones where it stands.
+rounding; `mixllm` gives most bits to the rows that the loss feels most; `formats` stores matrices as INT8 or 8-bit
+floats; `none` and `random` are the floors. `quantize_` makes a module's matrices packed ones where it stands.
 """
 
 from holdall.weights.bitstack import BitStack
 from holdall.weights.coded import Coded
 from holdall.weights.efficientqat import EfficientQAT
+from holdall.weights.formats import Formats
+from holdall.weights.mixllm import MixLLM
 from holdall.weights.model import Model
 from holdall.weights.none import Nothing
 from holdall.weights.opening import open, quantize_
@@ -19,6 +22,8 @@ __all__ = [
     "BitStack",
     "Coded",
     "EfficientQAT",
+    "Formats",
+    "MixLLM",
     "Model",
     "Nothing",
     "Random",

@@ -1,8 +1,7 @@
 """Who gets how many bits: rows of all matrices in one list, by what they mean to the loss.
 
-Two ways. `widths_of` is MixLLM's: the most salient rows of the whole model get the wider width. `Steps` gives each row
-its own step: with entropy-coded codes an error costs `cost` * step^2 and a weight -log2(step) bits, so the least loss in
-given bytes has cost * step^2 alike for all rows (the water level), and one number is left to choose.
+`widths_of` is MixLLM's way: the most salient rows of the whole model get the wider width. A step for each row is the
+other (`stepping`).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def widths_of(
     draw = np.random.default_rng(seed)
     for wide, narrow, share in zip(widths, widths[1:], shares, strict=False):
         now = {n: _ranked(s[narrow], by, draw) for n, s in scores.items()}
-        lists = [[n] for n in now] if by == "layer" else [list(now)]
+        lists = [[n] for n in now] if by == "layer" or not now else [list(now)]
         for names in lists:
             flat = np.concatenate([np.where(free[n], now[n], -np.inf) for n in names])
             count = min(round(share * flat.size), int(np.isfinite(flat).sum()))

@@ -1,7 +1,7 @@
 """Matrices whose columns are scaled: beside `w/<i>` a file has `c/<i>`, float16 [I], and W = coded * columns.
 
-Columns that matter much get fine steps by it, at no bytes a row; a running matrix scales its inputs instead. (A scale for
-each column is not in `Coded` because its kernels have no use for one.)
+Columns that matter much get fine steps by it, at no bytes a row; a running matrix scales its inputs instead. (A scale
+for each column is not in `Coded` because its kernels have no use for one.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from holdall.weights.stored import described, section
 if TYPE_CHECKING:
     import torch
 
+    from holdall.weights.coded_linear import CodedMatrix, Inputs
     from holdall.weights.packed_linear import Held
 else:
     torch = lazy("torch", extra="weights")
@@ -72,15 +73,20 @@ def decode(packed: Packed) -> Model:
 
 
 def held(packed: Packed, memory: Spend = None) -> tuple[Model, dict[str, Held]]:
+    from holdall.weights.coded_linear import CodedMatrix
+
     shell, found = coded_file.held(packed, memory)
     columns = scales(packed)
-    return shell, {n: Scaled(h, columns[n]) if n in columns else h for n, h in found.items()}
+    for name, inner in found.items():
+        if name in columns and isinstance(inner, CodedMatrix):
+            found[name] = Scaled(inner, columns[name])
+    return shell, found
 
 
 class Scaled:
     """A packed matrix times a scale for each column."""
 
-    def __init__(self, inner: Held, columns: np.ndarray):
+    def __init__(self, inner: CodedMatrix, columns: np.ndarray):
         self._inner, self._columns, self._times = inner, columns, torch.from_numpy(columns)
 
     @property
@@ -93,6 +99,12 @@ class Scaled:
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         return self._inner.multiply(x * self._times)
+
+    def into(self, given: Inputs, out: np.ndarray) -> None:
+        """The same, into an array [T, O]: what the lean decoder calls."""
+        from holdall.weights.coded_linear import Inputs
+
+        self._inner.into(Inputs(given.x * self._columns), out)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         return self._inner.rows(ids) * self._columns

@@ -1,9 +1,9 @@
 """Error compensation (GPTQ): columns are rounded one by one, and what each got wrong is made good by those to come.
 
-An error E of a matrix [O, I] whose inputs have the second moments H costs tr(E H E^T). With U the upper Cholesky factor
-of the inverse of the damped H, rounding column j by e spoils outputs by (e / U[j, j])^2, once the columns behind it have
-moved by -e U[j, k] / U[j, j]. Rows are independent: each may have a grid of its own, and any group of rows may be
-rounded alone. Columns go in panels, between which one matrix product carries the errors on.
+An error E of a matrix [O, I] whose inputs have the second moments H costs tr(E H E^T). With U the upper Cholesky
+factor of the inverse of the damped H, rounding column j by e spoils outputs by (e / U[j, j])^2, once the columns behind
+it have moved by -e U[j, k] / U[j, j]. Rows are independent: each may have a grid of its own, and any group of rows may
+be rounded alone. Columns go in panels, between which one matrix product carries the errors on.
 """
 
 from __future__ import annotations
@@ -77,8 +77,11 @@ def factor(gram: torch.Tensor, damp: float) -> torch.Tensor:
     raise BadInput("second moments", "no damping makes them positive", "those of real inputs")
 
 
-def compensated(w: np.ndarray, grid: Grid, upper: torch.Tensor | None) -> np.ndarray:
-    """uint8 codes [O, I] of float32 w on `grid`; upper: as `factor` gives it, None to round each weight by itself."""
+def compensated(w: np.ndarray, grid: Grid, upper: torch.Tensor | None, thrift: float = 0.0) -> np.ndarray:
+    """uint8 codes [O, I] of float32 w on `grid`; upper: as `factor` gives it, None to round each weight by itself.
+
+    thrift: of a step, how much nearer to the smaller code is rounded to it: fewer bits where codes are entropy coded.
+    """
     if upper is None:
         return grid.nearest(w)
     n = w.shape[1]
@@ -93,7 +96,7 @@ def compensated(w: np.ndarray, grid: Grid, upper: torch.Tensor | None) -> np.nda
         panel, errors = work[:, here].contiguous().numpy(), np.zeros((len(w), here.stop - start), np.float32)
         found = np.zeros(errors.shape, np.uint8)
         load = errors.size * _PANEL / 2 / _WORTH
-        by_rows(_panel, len(w), load, panel, block, step, low, owner[here], grid.top, found, errors)
+        by_rows(_panel, len(w), load, panel, block, step, low, owner[here], grid.top, thrift, found, errors)
         codes[:, here] = found
         if here.stop < n:
             work[:, here.stop :] -= torch.from_numpy(errors) @ upper[here, here.stop :]
@@ -101,13 +104,14 @@ def compensated(w: np.ndarray, grid: Grid, upper: torch.Tensor | None) -> np.nda
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _panel(w, upper, step, low, owner, top, codes, errors, first, last):  # type: ignore[no-untyped-def]
+def _panel(w, upper, step, low, owner, top, thrift, codes, errors, first, last):  # type: ignore[no-untyped-def]
     """Rows [first, last) of one panel [O, P]. errors: of each column, over U[j, j]."""
     columns = w.shape[1]
     for r in range(first, last):
         for j in range(columns):
             s, start = step[r, owner[j]], low[r, owner[j]]
-            q = np.rint((w[r, j] - start) / s)
+            v = w[r, j] / s
+            q = np.rint(max(abs(v) - np.float32(thrift), np.float32(0)) * np.sign(v) - start / s)
             q = min(max(q, np.float32(0)), np.float32(top))
             codes[r, j] = np.uint8(q)
             e = (w[r, j] - (start + s * q)) / upper[j, j]

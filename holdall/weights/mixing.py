@@ -50,16 +50,15 @@ class Mixed:
         self._known = calibrate(
             x, recipe.windows, recipe.window, asked, weighted=recipe.weighted, kind=recipe.salience
         )
-        self._scores = {name: self._score(known) for name, known in self._known.items()}
         self._made: dict[str, dict[int, tuple[Grid, np.ndarray]]] = {}
         for name, known in track(self._known.items(), "rounding", total=len(self._known)):
             self._made[name] = self._rounded(known)
 
-    def _score(self, known: Known) -> dict[int, np.ndarray]:
+    def _score(self, known: Known, by: str) -> dict[int, np.ndarray]:
         """What each row costs at each width but the widest."""
         w, found = known.weight, {}
         for bits in self.widths[1:] or self.widths:
-            if self._recipe.by == "magnitude":
+            if by == "magnitude":
                 found[bits] = np.abs(w).sum(1)
             elif bits in known.salience:
                 found[bits] = known.salience[bits]
@@ -77,8 +76,11 @@ class Mixed:
             made[bits] = (grid, compensated(w, grid, upper))
         return made
 
-    def rows(self, shares: tuple[float, ...], widths: tuple[int, ...]) -> Rows:
-        return widths_of(self._scores, widths, shares, by=self._recipe.by)
+    def rows(self, shares: tuple[float, ...], widths: tuple[int, ...], by: str = "") -> Rows:
+        """by: as the recipe has it, or another way to choose."""
+        by = by or self._recipe.by
+        scores = {name: self._score(known, by) for name, known in self._known.items()}
+        return widths_of(scores, widths, shares, by=by)
 
     def guess(self, rows: Rows) -> float:
         """About how many bytes `coded` of these would take."""

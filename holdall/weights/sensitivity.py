@@ -1,8 +1,8 @@
 """What each row of each matrix means to the loss: gradients of every calibration window, caught by hooks.
 
 The windows run one by one. A linear's inputs X [T, I] are kept on the way there; on the way back its outputs'
-gradients dY [T, O] come by, and what is wanted of the weights' gradient dY^T X is summed at once: autograd is asked only
-for the gradient of the embedded tokens, and no gradient of a weight is ever stored.
+gradients dY [T, O] come by, and what is wanted of the weights' gradient dY^T X is summed at once: autograd is asked
+only for the gradient of the embedded tokens, and no gradient of a weight is ever stored.
 """
 
 from __future__ import annotations

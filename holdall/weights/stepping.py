@@ -1,4 +1,4 @@
-"""A step for each row: what `MixLLM` does with a budget. Codes are entropy coded, so that a step's bits are what it needs.
+"""A step for each row: what `MixLLM` does with a budget. Codes are entropy coded, so any step may be taken.
 
 An error costs cost[o] step[o]^2 and a weight -log2(step[o]) bits, in every row of every matrix. So the least loss in
 given bytes has cost[o] step[o]^2 alike everywhere; that level is the one number which the budget decides.
@@ -54,8 +54,8 @@ class _Part:
                 self.upper = (self.upper / torch.from_numpy(self.columns.astype(np.float32))).contiguous()
             cost = _costs(known, self.upper if recipe.compensate else None, self.columns, recipe.damp)
             self.upper = self.upper if recipe.compensate else None
-        self.weight = w
-        self.cost = np.maximum(cost + recipe.prior * cost.mean(), 1e-30)
+        self.weight, self.thrift = w, recipe.thrift
+        self.cost = np.maximum(cost + recipe.prior * cost.mean(), 1e-30) ** recipe.trust
         self.finest = np.maximum(np.abs(w).max(1) / (_MIDDLE - 1), _TINY)
         self.coarsest = np.maximum(_LOOSE * np.sqrt(np.square(w).mean(1)), self.finest)
         self._sample = np.arange(0, len(w), max(1, len(w) // _SAMPLE))
@@ -75,13 +75,24 @@ class _Part:
     def coded(self, level: float) -> Coded:
         step = self.steps(level)
         grid = Grid(step, -_MIDDLE * step, 255, self.weight.shape[1])
-        codes, parts = compensated(self.weight, grid, self.upper), []
-        wide = row_widths(codes)
+        codes, parts = compensated(self.weight, grid, self.upper, self.thrift), []
+        step, wide = refitted(self.weight, codes, step, self.upper), row_widths(codes)
         for b in np.unique(wide).tolist():
             where = np.flatnonzero(wide == b)
             moved = (codes[where].astype(np.int16) - _MIDDLE + (1 << b - 1)).astype(np.uint8)
             parts.append((where, Coded.of(moved, b, scale=step[where])))
         return Coded.mixed(parts)
+
+
+def refitted(w: np.ndarray, codes: np.ndarray, step: np.ndarray, upper: torch.Tensor | None) -> np.ndarray:
+    """[O, 1], the steps that suit given codes best in the outputs' error, at most a quarter from what they were."""
+    q = torch.from_numpy(codes.astype(np.float32) - _MIDDLE)
+    goal = torch.from_numpy(w / step)
+    if upper is not None:  # inner products by the second moments that the factor is of
+        q, goal = (torch.linalg.solve_triangular(upper.T, x.T, upper=False).T for x in (q, goal))
+    size = q.square().sum(1)
+    share = torch.where(size > 0, (q * goal).sum(1) / size.clamp_min(1e-30), torch.ones(()))
+    return (step[:, 0] * share.clamp(0.8, 1.25).numpy())[:, None]
 
 
 def row_widths(codes: np.ndarray) -> np.ndarray:

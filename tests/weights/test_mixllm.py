@@ -1,16 +1,17 @@
 """MixLLM: rows that the whole model's loss feels most get more bits; what that buys, and that nothing is invented."""
 
+import json
+
 import numpy as np
 import pytest
-
-pytest.skip("weights.mixllm is not finished: docs/decisions.md", allow_module_level=True)
 import torch
 
 from holdall import BadInput, BudgetError
 from holdall.packed import Packed
-from holdall.weights import MixLLM, Model, by_column, coded_file, two_step
+from holdall.weights import MixLLM, Model, by_column, coded_file, quality, two_step
 from holdall.weights.allotment import widths_of
 from holdall.weights.clipping import laid, spans, zeros
+from holdall.weights.coded_linear import Inputs
 from holdall.weights.mixing import plain_errors
 from holdall.weights.perplexity import mean_loss
 from holdall.weights.scaling import windows
@@ -18,6 +19,34 @@ from holdall.weights.sensitivity import feel, salience_of
 
 FEW = {"windows": 4, "window": 64}
 UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def learned(corner_of_quality):
+    """A small model that has learned the calibration text in float, so that its losses mean something."""
+    small = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = corner_of_quality.config | small | {"head_dim": 32, "num_hidden_layers": 3}
+    x = Model({}, corner_of_quality.files | {"config.json": json.dumps(config).encode()})
+    draw = torch.Generator().manual_seed(0)
+    for name, p in x.skeleton().named_parameters():
+        if not name.startswith("lm_head"):
+            x.state[name] = torch.ones(p.shape) if p.ndim == 1 else torch.randn(p.shape, generator=draw) * 0.1
+    module, tokens = x.build().requires_grad_(True), windows(x, 150, 96)
+    adam = torch.optim.AdamW(module.parameters(), 4e-3)
+    for _ in range(150):
+        some = tokens[torch.randint(len(tokens), (12,), generator=draw)]
+        loss = module(input_ids=some, labels=some).loss
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert float(loss.detach()) < 3.0
+    x.state = {n: p.detach().clone() for n, p in module.named_parameters() if not n.startswith("lm_head")}
+    return x
+
+
+@pytest.fixture(scope="module")
+def corner_of_quality():
+    return quality.real()
 
 
 def packed_rows(packed, name):
@@ -92,18 +121,24 @@ def test_a_tenth_of_the_rows_is_wide_and_layers_differ(corner):
     assert shares[-1] > 5 * max(shares[0], 1 / 200)
 
 
-@pytest.mark.parametrize("widths", [(8, 3), (8, 2)])
-def test_salient_rows_are_worth_more_than_others(corner, widths):
-    """At equal shares of wide rows: loss on other text, by what chooses the rows."""
-    tokens = windows(corner, 4, 128, skip=128)
-    reference = mean_loss(corner.build(), tokens)
-    rise = {}
-    for by in ("global", "random"):
-        method = MixLLM(widths=widths, shares=(0.2,), by=by, windows=8, window=128)
-        rise[by] = mean_loss(method.decode(method.encode(corner)).build(), tokens) - reference
-    method = MixLLM(widths=(widths[-1],), shares=(), windows=8, window=128)
-    rise["none"] = mean_loss(method.decode(method.encode(corner)).build(), tokens) - reference
-    assert abs(rise["global"]) < rise["none"] and rise["global"] < 0.8 * rise["random"]
+def rise(x, method, budget=None):
+    """What packing adds to the loss on windows between those that were calibrated on; and the file's bytes."""
+    tokens = windows(x, 6, 96, skip=192)
+    packed = method.encode(x, budget)
+    return mean_loss(method.decode(packed).build(), tokens) - mean_loss(x.build(), tokens), packed.nbytes
+
+
+@pytest.mark.parametrize("narrow", [3, 2])
+def test_salient_rows_are_worth_more_than_others(learned, narrow):
+    """A fifth of the rows in 8 bits, by what chooses them; and none."""
+    some = {"windows": 16, "window": 96}
+    found = {
+        by: rise(learned, MixLLM(widths=(8, narrow), shares=(0.2,), by=by, **some))[0]
+        for by in ("global", "layer", "random")
+    }
+    none = rise(learned, MixLLM(widths=(narrow,), shares=(), **some))[0]
+    assert 0 < found["global"] < found["random"] < none
+    assert found["global"] < 0.6 * none and found["global"] < found["layer"]
 
 
 @pytest.mark.parametrize(
@@ -148,16 +183,20 @@ def test_bytes_are_those_of_the_formula():
     assert coded.nbytes == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("share", ["9%", "12%", "16%"])
-def test_a_budget_is_used_and_a_step_for_each_row_beats_two_widths(corner, share):
-    method, pair = MixLLM(**FEW), MixLLM(widths=(8, 4, 3, 2), shares=(0.1, 0.1, 0.1), **FEW)
-    tokens, limit = windows(corner, 4, 128, skip=128), int(int(share[:-1]) * corner.nbytes / 100)
-    reference, rise = mean_loss(corner.build(), tokens), []
-    for one in (method, pair):
-        packed = one.encode(corner, share)
-        assert 0.96 * limit < packed.nbytes <= limit
-        rise.append(abs(mean_loss(one.decode(packed).build(), tokens) - reference))
-    assert rise[0] < rise[1] or rise[0] < 0.003
+@pytest.mark.parametrize("share", ["8.5%", "9.5%"])
+def test_a_budget_is_used_and_a_step_for_each_row_beats_two_widths(learned, share):
+    some, limit = {"windows": 16, "window": 96}, int(float(share[:-1]) * learned.nbytes / 100)
+    steps, used = rise(learned, MixLLM(**some), share)
+    pair, paired = rise(learned, MixLLM(widths=(8, 4, 3, 2), shares=(0.1, 0.1, 0.1), **some), share)
+    assert 0.97 * limit < used <= limit and 0.9 * limit < paired <= limit
+    assert 0 < steps < 0.8 * pair
+
+
+def test_each_part_of_a_step_a_row_earns_its_place(learned):
+    some = {"windows": 16, "window": 96}
+    whole = rise(learned, MixLLM(**some), "10%")[0]
+    for less in ({"compensate": False}, {"even": 0.0}, {"trust": 0.0}):
+        assert whole < rise(learned, MixLLM(**some, **less), "10%")[0], less
 
 
 def test_columns_are_scaled_and_what_runs_is_what_is_decoded(corner):
@@ -167,6 +206,9 @@ def test_columns_are_scaled_and_what_runs_is_what_is_decoded(corner):
     shell, held = MixLLM().held(packed)
     x = torch.randn(5, back.shape[1], generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(held[UP].multiply(x), x @ back.T, rtol=1e-2, atol=1e-2)
+    out = np.zeros((5, len(back)), np.float32)
+    held[UP].into(Inputs(x.numpy()), out)
+    np.testing.assert_array_equal(out, held[UP].multiply(x).numpy())
     np.testing.assert_allclose(held[UP].dense(), back.numpy(), rtol=1e-6)
     np.testing.assert_allclose(held[UP].rows(np.array([3, 0])), back.numpy()[[3, 0]], rtol=1e-6)
     assert UP not in shell.state and held[UP].nbytes > 0
@@ -177,7 +219,7 @@ def test_columns_are_scaled_and_what_runs_is_what_is_decoded(corner):
 
 def test_bad_input_is_refused_and_odd_shapes_are_not():
     for wrong in (
-        {"widths": (4, 8)}, {"widths": (7, 4)}, {"widths": ()}, {"shares": (0.1, 0.2)}, {"shares": (1.5,)},
+        {"widths": (4, 8)}, {"widths": (7, 4)}, {"shares": (0.1, 0.2)}, {"shares": (1.5,)},
         {"salience": "third"}, {"by": "luck"}, {"group": -1}, {"even": 2.0}, {"window": 1},
     ):  # fmt: skip
         with pytest.raises(BadInput):
@@ -185,7 +227,7 @@ def test_bad_input_is_refused_and_odd_shapes_are_not():
     with pytest.raises(BadInput, match="tensor w"):
         MixLLM().encode(Model({"w": torch.full((4, 4), float("nan"))}))
     x = Model({"w": torch.randn(5, 100, generator=torch.Generator().manual_seed(0))})  # 64 and 36 columns
-    assert float((MixLLM().decode(MixLLM().encode(x)).state["w"] - x.state["w"]).abs().max()) < 0.3
+    assert float((MixLLM().decode(MixLLM().encode(x)).state["w"] - x.state["w"]).abs().max()) < 0.6
     with pytest.raises(BudgetError) as caught:
         MixLLM().encode(x, 100)
     assert MixLLM().encode(x, int(caught.value.least)).nbytes <= caught.value.least
