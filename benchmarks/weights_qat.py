@@ -29,7 +29,7 @@ from holdall.weights.qat_run import Run
 from holdall.weights.texts import calibration_text, held_out_text
 
 RESULTS = Path(__file__).parent / "results" / "weights_qat.json"
-METHOD = EfficientQAT(windows=64, steps=300)
+METHOD = EfficientQAT(windows=64, steps=100)
 QUICK = EfficientQAT(windows=8, steps=8, window=128)
 
 

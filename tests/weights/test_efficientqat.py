@@ -165,6 +165,7 @@ def test_end_to_end_moves_steps_and_nothing_else(corner):
     assert losses[1] < losses[0] - 0.05
 
 
+@pytest.mark.slow
 def test_distilling_follows_the_float_model_closer_than_the_text(corner):
     agreement = []
     for share in (0.0, 1.0):

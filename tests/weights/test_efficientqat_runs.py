@@ -36,7 +36,7 @@ EfficientQAT(windows=8, window=64, steps=40).encode(quality.real(), "3bit", to=p
 """
 
 
-@pytest.mark.parametrize("where", ["block", "steps"])
+@pytest.mark.parametrize("where", ["block", pytest.param("steps", marks=pytest.mark.slow)])
 def test_killed_it_goes_on_and_gives_the_same_bytes(corner, tmp_path, where, monkeypatch):
     path = str(tmp_path / "a.hold")
     done = subprocess.run(
