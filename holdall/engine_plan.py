@@ -182,8 +182,8 @@ def libraries(path: str, kv: KVSelector | None = None) -> None:
         getattr(transformers, name)
     if path.lower().endswith(".hold"):
         need("numba", "weights")
-        from holdall.weights.layout import Piece
         from holdall.weights.coded import Coded
+        from holdall.weights.layout import Piece
         from holdall.weights.lean import CodedMatrix
         from holdall.weights.parts import Part
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +14,7 @@ from holdall.method import Method
 
 if TYPE_CHECKING:
     from holdall.packed import Packed
+    from holdall.report import Report
 
 Spend = Budget | str | int | float | None  # what a user may write for a budget
 
@@ -140,3 +141,49 @@ class Runtime(Method):
     @abstractmethod
     def rehearsal(cls) -> tuple[Any, Sequence[Any]]:
         """A small artefact and the inputs of a short run (some tens of megabytes, under a second), for the checks."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave. model: ready for inference. packed: all that has to be kept of it. report: measured."""
+
+    model: Any
+    packed: Packed
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer(Method):
+    """Trains a copy of a torch module so that what has to be kept of it fits the budget.
+
+    data: batches, iterable as often as wanted: pairs (inputs, targets), or dicts that the module takes as named
+    arguments and answers with a `.loss`. Budgets count the packed file; a share is of the bytes that the module's
+    parameters have as they were given, bits are per parameter.
+    """
+
+    kind: ClassVar[str] = "trainer"
+
+    @abstractmethod
+    def fit(
+        self,
+        model: Any,
+        data: Iterable[Any],
+        budget: Spend = None,
+        *,
+        loss: Callable[[Any, Any], Any] | None = None,
+        seed: int = 0,
+    ) -> Trained:
+        """Train, or raise BudgetError with the least that would do before any training.
+
+        loss: (module, batch) -> scalar; by default cross-entropy where targets are whole numbers, squared error
+        where they are not, and the module's own `.loss` where a batch is a dict.
+        """
+
+    @abstractmethod
+    def load(self, packed: Packed, like: Any) -> Any:
+        """A copy of the module `like` (as `fit` was given it, trained or not) with what was packed in it."""
+
+    @classmethod
+    @abstractmethod
+    def rehearsal(cls) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+        """A small module, its training batches and held-out ones (real data, a few seconds to fit), for the checks."""

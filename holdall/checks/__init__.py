@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdall.checks import codec, every, faults, runtime, selector
-from holdall.kinds import Codec, Runtime, Selector
+from holdall.checks import codec, every, faults, runtime, selector, trainer
+from holdall.kinds import Codec, Runtime, Selector, Trainer
 
 Check = Callable[[type[Any]], None]
 
@@ -28,6 +28,8 @@ def checks_for(cls: type[Any]) -> dict[str, Check]:
         modules.append(selector)
     if issubclass(cls, Runtime):
         modules.append(runtime)
+    if issubclass(cls, Trainer):
+        modules.append(trainer)
     return {
         name: check for module in modules for name, check in vars(module).items() if name.startswith("check_")
     }

@@ -50,10 +50,10 @@ def check_hostile_files_are_refused(cls: type[Any]) -> None:
     for _ in range(30):
         meta, arrays = json.loads(json.dumps(packed.meta)), dict(packed.arrays)
         if rng.random() < 0.5 or not arrays:
-            _twist(meta, rng)
+            twist(meta, rng)
         else:
             name = rng.choice(sorted(arrays))
-            arrays[name] = _spoil(arrays[name], rng)
+            arrays[name] = spoil(arrays[name], rng)
         forged = Packed.from_bytes(Packed(arrays, meta).to_bytes())
         try:
             cls().decode(forged)
@@ -65,7 +65,7 @@ def check_hostile_files_are_refused(cls: type[Any]) -> None:
             ) from fault
 
 
-def _twist(meta: dict[str, Any], rng: random.Random) -> None:
+def twist(meta: dict[str, Any], rng: random.Random) -> None:
     """Replace one leaf of the method's own meta."""
     spots: list[tuple[Any, Any]] = []
 
@@ -83,7 +83,7 @@ def _twist(meta: dict[str, Any], rng: random.Random) -> None:
         node[key] = rng.choice([-1, 2**62, 0, None, "x", [], {}, 1e300, "../../etc"])
 
 
-def _spoil(array: np.ndarray, rng: random.Random) -> np.ndarray:
+def spoil(array: np.ndarray, rng: random.Random) -> np.ndarray:
     flat = array.reshape(-1)
     if rng.random() < 0.5:
         return flat[: rng.randrange(len(flat) + 1)].copy()

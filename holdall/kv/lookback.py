@@ -40,7 +40,9 @@ def heads_that_look_back(model: Any, seed: int = 0) -> tuple[float, ...]:
         raise BadInput("model", f"a window of {window} tokens", "one of 7 or more, to read something twice")
     between = min(_BETWEEN, drawn)
     lot = torch.Generator().manual_seed(seed)
-    low = min(config.vocab_size - 1, config.vocab_size // 50)  # tokens with a meaning to the model stand first
+    low = min(
+        config.vocab_size - 1, config.vocab_size // 50
+    )  # tokens with a meaning to the model stand first
     ids = torch.randint(low, config.vocab_size, (drawn + between,), generator=lot).tolist()
     watch = _Watch(drawn=drawn, apart=drawn + between)
     with torch.inference_mode():

@@ -67,7 +67,7 @@ def feel(
     if module.get_output_embeddings() is None:
         raise BadInput("model", type(module).__name__, "a language model, to have gradients of its loss")
     watch = _Watch(module, errors, weighted, kind, tokens.shape[1] - 1)
-    table = module.get_input_embeddings()
+    table: Any = module.get_input_embeddings()
     counts = torch.bincount(tokens.reshape(-1), minlength=table.weight.shape[0]).float()
     slope = torch.zeros(table.weight.shape[1])
     try:

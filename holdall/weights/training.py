@@ -1,0 +1,130 @@
+"""What the room's trainers share: batches and losses, measures of modules, and a small real task to train on."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import xxhash
+
+from holdall.budget import Budget
+from holdall.errors import BadInput
+from holdall.kinds import Spend, Trainer
+from holdall.optional import lazy, need
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch", extra="weights")
+
+Batch = Any  # (inputs, targets), or a dict of named arguments
+Loss = Callable[[Any, Batch], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightTrainer(Trainer):
+    """A trainer of this room."""
+
+    room: ClassVar[str] = "weights"
+
+    @staticmethod
+    def allowed(module: torch.nn.Module, budget: Spend) -> int | None:
+        """The budget in bytes of the file."""
+        asked = Budget.parse(budget)
+        if asked is None:
+            return None
+        return asked.limit(parameter_bytes(module), sum(p.numel() for p in module.parameters()))
+
+    @staticmethod
+    def begin(module: torch.nn.Module, data: Iterable[Batch], seed: int) -> torch.nn.Module:
+        """A copy to train, after looking whether there is anything to train and to train on.
+
+        Seeds torch, too: what `fit` draws is to be drawn within `torch.random.fork_rng`.
+        """
+        if next(iter(data), None) is None:
+            raise BadInput("data", "no batches", "at least one")
+        if next(module.parameters(), None) is None:
+            raise BadInput("module", type(module).__name__, "one with parameters")
+        for name, parameter in module.named_parameters():
+            if not bool(parameter.detach().isfinite().all()):
+                raise BadInput("weights", f"{name} with NaN or infinite numbers", "finite ones")
+        torch.manual_seed(seed)
+        return copy.deepcopy(module)
+
+
+def default_loss(module: Any, batch: Batch) -> Any:
+    """Cross-entropy for whole-number targets, squared error for others; a dict is answered with a `.loss`."""
+    if isinstance(batch, dict):
+        return module(**batch).loss
+    inputs, targets = batch
+    given = module(inputs)
+    if targets.is_floating_point():
+        return torch.nn.functional.mse_loss(given, targets)
+    return torch.nn.functional.cross_entropy(given.flatten(0, -2), targets.flatten())
+
+
+@contextlib.contextmanager
+def evaluated(module: torch.nn.Module) -> Iterator[None]:
+    """In evaluation and without gradients, then in the mode that it was in."""
+    before = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(before)
+
+
+def outputs(module: torch.nn.Module, data: Iterable[Batch]) -> torch.Tensor:
+    """What an evaluated module gives for all batches, on end."""
+    given = []
+    with evaluated(module):
+        for batch in data:
+            out = module(**batch).logits if isinstance(batch, dict) else module(batch[0])
+            given.append(out.float().flatten(0, -2))
+    return torch.cat(given)
+
+
+def held_out_loss(module: torch.nn.Module, data: Sequence[Batch], loss: Loss = default_loss) -> float:
+    """Mean of the batches' losses, evaluated."""
+    with evaluated(module):
+        return float(sum(loss(module, batch) for batch in data)) / len(data)
+
+
+def accuracy(module: torch.nn.Module, data: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Share of the targets that have the largest output."""
+    right = outputs(module, data).argmax(-1) == torch.cat([y.flatten() for _, y in data])
+    return float(right.float().mean())
+
+
+def parameter_bytes(module: torch.nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())
+
+
+def fingerprint(module: torch.nn.Module) -> bytes:
+    """Of all parameters and buffers, their names, types and values."""
+    total = xxhash.xxh3_128()
+    for name, tensor in module.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.digest()
+
+
+@cache
+def _digits() -> tuple[torch.Tensor, torch.Tensor]:
+    found = need("sklearn.datasets", "test").load_digits()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+    images = torch.from_numpy(found.images).float()[order, None] / 8 - 1
+    return images, torch.from_numpy(found.target).long()[order]
+
+
+def digits(batch: int = 64) -> tuple[list[Any], list[Any]]:
+    """Training and held-out batches of 1,797 handwritten digits: ([B, 1, 8, 8] from -1 to 1, [B])."""
+    images, targets = _digits()
+    batches = list(zip(images.split(batch), targets.split(batch), strict=True))
+    apart = len(batches) * 4 // 5
+    return batches[:apart], batches[apart:]
