@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import random
-from functools import cache
 from typing import Any
 
 from holdall.checks.every import variants
@@ -18,17 +17,19 @@ from holdall.kinds import Trained
 from holdall.packed import Packed
 
 _SHARES = (5, 25, 50, 100)
+_MADE: dict[type[Any], Trained] = {}
 
 
 def _training() -> Any:
     return importlib.import_module("holdall.weights.training")
 
 
-@cache
-def _first(cls: Any) -> Trained:
+def _first(cls: type[Any]) -> Trained:
     """At the paper's own point; made once for all checks that only look at it."""
-    module, data, _ = cls.rehearsal()
-    return _fits(cls(), module, data)
+    if cls not in _MADE:
+        module, data, _ = cls.rehearsal()
+        _MADE[cls] = _fits(cls(), module, data)
+    return _MADE[cls]
 
 
 def _fits(method: Any, module: Any, data: Any, budget: Any = None) -> Trained:
