@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -45,6 +46,13 @@ class WeightTrainer(Trainer):
 
         Seeds torch, too: what `fit` draws is to be drawn within `torch.random.fork_rng`.
         """
+        WeightTrainer.look(module, data)
+        torch.manual_seed(seed)
+        return copy.deepcopy(module)
+
+    @staticmethod
+    def look(module: torch.nn.Module, data: Iterable[Batch]) -> None:
+        """Whether there is anything to train and to train on."""
         if next(iter(data), None) is None:
             raise BadInput("data", "no batches", "at least one")
         if next(module.parameters(), None) is None:
@@ -52,8 +60,6 @@ class WeightTrainer(Trainer):
         for name, parameter in module.named_parameters():
             if not bool(parameter.detach().isfinite().all()):
                 raise BadInput("weights", f"{name} with NaN or infinite numbers", "finite ones")
-        torch.manual_seed(seed)
-        return copy.deepcopy(module)
 
 
 def default_loss(module: Any, batch: Batch) -> Any:
@@ -65,6 +71,46 @@ def default_loss(module: Any, batch: Batch) -> Any:
     if targets.is_floating_point():
         return torch.nn.functional.mse_loss(given, targets)
     return torch.nn.functional.cross_entropy(given.flatten(0, -2), targets.flatten())
+
+
+def learn(
+    module: torch.nn.Module,
+    data: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    loss: Loss = default_loss,
+    *,
+    schedule: str = "cosine",
+    each: Callable[[float], None] | None = None,
+) -> None:
+    """Steps over the data, each batch once an epoch in the order given.
+
+    schedule: rates fall to 0 along half a cosine ("cosine"), to a tenth after half and three quarters of the way
+    ("step"), or not at all ("flat"). each: told before each step which share of the training is over.
+    """
+    module.train()
+    total = epochs * sum(1 for _ in data)
+    rates, step = [group["lr"] for group in optimizer.param_groups], 0
+    for _ in range(epochs):
+        for batch in data:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * SCHEDULES[schedule](step / total)
+            if each is not None:
+                each(step / total)
+            optimizer.zero_grad()
+            missed = loss(module, batch)
+            if not bool(missed.detach().isfinite()):
+                raise BadInput("training", f"a loss of {float(missed)} after {step} steps", "a smaller rate")
+            missed.backward()
+            optimizer.step()
+            step += 1
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "step": lambda done: 0.1 ** (int(done >= 0.5) + int(done >= 0.75)),
+    "flat": lambda done: 1.0,
+}
 
 
 @contextlib.contextmanager
