@@ -29,6 +29,7 @@ class Cited:
     paper: ClassVar[Paper]
     measured_by: ClassVar[str] = "quality"  # the room's module with its specimens and measures
     skips: ClassVar[Mapping[str, str]] = {}  # check name -> the reason why it does not apply
+    brief: ClassVar[Mapping[str, Any]] = {}  # knobs of the checks' runs, where the defaults take long
 
     @classmethod
     def full_name(cls) -> str:

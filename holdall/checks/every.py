@@ -22,12 +22,17 @@ def room_quality(cls: type[Any]) -> Any:
     return importlib.import_module(f"holdall.{cls.room}.{cls.measured_by}")
 
 
+def brief(cls: type[Any]) -> Any:
+    """The method as the checks run it: by default, unless that takes long."""
+    return cls(**cls.brief)
+
+
 def variants(cls: type[Any]) -> list[tuple[dataclasses.Field[Any], Any, Any]]:
     """For each knob: (field, the method with the settings where it matters, the same with its other value)."""
     found = []
     for f in dataclasses.fields(cls):
         at = {k: v for k, v in f.metadata["at"].items() if k != "budget"}
-        base = cls(**at)
+        base = cls(**{**cls.brief, **at})
         found.append((f, base, base.but(**{f.name: f.metadata["other"]})))
     return found
 

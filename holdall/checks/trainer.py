@@ -10,7 +10,7 @@ import json
 import random
 from typing import Any
 
-from holdall.checks.every import variants
+from holdall.checks.every import brief, variants
 from holdall.checks.faults import spoil, twist
 from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.kinds import Trained
@@ -28,7 +28,7 @@ def _first(cls: type[Any]) -> Trained:
     """At the paper's own point; made once for all checks that only look at it."""
     if cls not in _MADE:
         module, data, _ = cls.rehearsal()
-        _MADE[cls] = _fits(cls(), module, data)
+        _MADE[cls] = _fits(brief(cls), module, data)
     return _MADE[cls]
 
 
@@ -43,7 +43,7 @@ def _fits(method: Any, module: Any, data: Any, budget: Any = None) -> Trained:
 def check_training_leaves_its_input_and_repeats(cls: type[Any]) -> None:
     module, data, _ = cls.rehearsal()
     before = _training().fingerprint(module)
-    again = _fits(cls(), module, data)
+    again = _fits(brief(cls), module, data)
     assert _training().fingerprint(module) == before, (
         f"{cls.full_name()} changed the module that it was given"
     )
@@ -66,11 +66,11 @@ def check_budget_is_kept(cls: type[Any]) -> None:
     for share in _SHARES:
         allowed = share * whole // 100
         try:
-            packed = cls().fit(module, data[:1], f"{share}%").packed
+            packed = brief(cls).fit(module, data[:1], f"{share}%").packed
         except BudgetError as fault:
             least = int(fault.least)
             assert least > allowed, f"{cls.full_name()} refuses {allowed} bytes but says {least} would do"
-            packed = cls().fit(module, data[:1], least).packed
+            packed = brief(cls).fit(module, data[:1], least).packed
             assert packed.nbytes <= least, f"{cls.full_name()} cannot keep its own least"
             continue
         assert packed.nbytes == len(packed.to_bytes()), f"{cls.full_name()}: nbytes is not the file's size"
@@ -94,7 +94,7 @@ def check_knobs_are_live(cls: type[Any]) -> None:
 def check_training_helps(cls: type[Any]) -> None:
     """Held-out loss falls well below that of the module as it was given, and of what an untrained fit stores."""
     module, data, held = cls.rehearsal()
-    method = cls()
+    method = brief(cls)
     given, learned = (_training().held_out_loss(m, held) for m in (module, _first(cls).model))
     assert learned < 0.9 * given, f"{cls.full_name()}: loss {given:.3g} became {learned:.3g}"
     once = _training().held_out_loss(_fits(method, module, data[:1]).model, held)

@@ -13,18 +13,20 @@ from holdall.method import Paper, knob
 from holdall.optional import lazy
 from holdall.packed import Packed
 from holdall.weights.base import WeightCodec, finish
+from holdall.weights.coded_file import finite
 from holdall.weights.layout import Layout, depths, kept, plan, read_kept
 from holdall.weights.model import Model
 from holdall.weights.stack import Stack
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from holdall.weights.encoder import Encoder
 else:
     torch = lazy("torch", extra="weights")
 
-_PAPER_RANK = 16
 _TIGHT = {"budget": "12%"}  # where every knob matters
 _LEAST = "one block of every matrix, and what is never cut"
 _ENTRY = 100  # about what one section costs in the header; only the search for the budget begins with it
@@ -74,6 +76,7 @@ class BitStack(WeightCodec):
     """
 
     name: ClassVar[str] = "bitstack"
+    brief: ClassVar[Mapping[str, Any]] = {"windows": 4, "window": 128}
     paper: ClassVar[Paper] = Paper(
         71,
         "BitStack: Any-Size Compression of Large Language Models in Variable Memory Environments",
@@ -108,32 +111,30 @@ class BitStack(WeightCodec):
     seed: int = knob(0, "of the subspace iteration", other=1, at=_TIGHT)
 
     def __post_init__(self) -> None:
-        words = (("embeddings", "auto stack fp16"), ("fold", "factor previous"), ("sort", "gain perplexity"))
-        for field, wanted in ((field, told.split()) for field, told in words):
-            if getattr(self, field) not in wanted:
-                raise BadInput(field, getattr(self, field), " or ".join(wanted))
-        if self.levels < 1 or self.aim < 1 or self.lead < 0 or self.windows < 1 or self.window < 2:
-            least = "levels, aim, windows of at least 1, lead of at least 0"
-            raise BadInput("bitstack", str(self.to_dict()), least)
+        words = {"embeddings": "auto stack fp16", "fold": "factor previous", "sort": "gain perplexity"}
+        for field, wanted in words.items():
+            if getattr(self, field) not in wanted.split():
+                raise BadInput(field, getattr(self, field), wanted.replace(" ", " or "))
+        if min(self.levels, self.aim, self.lead + 1, self.windows, self.window - 1) < 1:
+            raise BadInput(
+                "bitstack", str(self.to_dict()), "levels, aim, windows >= 1, lead >= 0, window >= 2"
+            )
 
     def encode(self, x: Model, budget: Spend = None, *, to: str | None = None) -> Packed:
         from holdall.weights.encoder import Encoder
 
         limit = self.allowed(x, budget)
         for name, tensor in x.state.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise BadInput(f"tensor {name}", "NaN or infinity", "finite weights")
+            finite(name, tensor)
         tables = self.embeddings == "stack" or (self.embeddings == "auto" and limit is not None)
-        rank = _PAPER_RANK if self.rank is None and limit is None else self.rank
+        rank = 16 if self.rank is None and limit is None else self.rank  # 16: the paper's
         layout = plan(x, rank, self.overhead, tables)
         sections = kept(x, layout)
-        first = Packed({}, self._meta(x, layout)).nbytes + sum(a.nbytes for a in sections.values())
-        first += _ENTRY * len(sections)
+        first = Packed({}, self._meta(x, layout)).nbytes + sum(a.nbytes + _ENTRY for a in sections.values())
         cheapest = first + sum(p.block_bytes + _ENTRY for p in layout.pieces)
         if limit is not None and cheapest > 2 * limit + 10_000:  # hopeless: say so before the work
             raise BudgetError(limit, cheapest, who="weights.bitstack", why=_LEAST)
-        wanted = depths(layout, self.levels, self.lead, None if limit is None else limit - first)
-        cut = Encoder(self, x, layout, wanted)
+        cut = Encoder(self, x, layout, depths(layout, self.levels, self.lead, limit and limit - first))
         if self.fold == "previous":
             sections = kept(Model(cut.state, x.files, x.name), layout)
         return finish(self._trim(x, layout, sections, cut, limit), to)
@@ -143,8 +144,8 @@ class BitStack(WeightCodec):
         stack.change(None)
         made = {}
         for name, dtype, shape in stack.layout.tensors:
-            cut = name not in shell.state
-            made[name] = torch.zeros(shape, dtype=getattr(torch, dtype)) if cut else shell.state[name]
+            plain = shell.state.get(name)
+            made[name] = torch.zeros(shape, dtype=getattr(torch, dtype)) if plain is None else plain
         stack.fill(made)
         return Model(made, shell.files, shell.name)
 
@@ -169,12 +170,12 @@ class BitStack(WeightCodec):
         original, elements = packed.meta.get("original_bytes"), packed.meta.get("elements")
         if type(original) is not int or type(elements) is not int or min(original, elements) < 0:
             raise CorruptArtefact("the BitStack header", "it does not say how large the original was")
-        name = str(packed.meta.get("name", "model"))
-        return Model(state, files, name), Stack(packed, layout, original, elements)
+        shell = Model(state, files, str(packed.meta.get("name", "model")))
+        return shell, Stack(packed, layout, original, elements)
 
     def _meta(self, x: Model, layout: Layout) -> dict[str, Any]:
-        size = {"name": x.name, "original_bytes": x.nbytes, "elements": x.elements}
-        return {"room": "weights", "method": self.to_dict(), **size, **layout.to_meta()}
+        told = {"room": "weights", "method": self.to_dict(), "name": x.name}
+        return {**told, "original_bytes": x.nbytes, "elements": x.elements, **layout.to_meta()}
 
     def _trim(
         self, x: Model, layout: Layout, sections: dict[str, np.ndarray], cut: Encoder, limit: int | None

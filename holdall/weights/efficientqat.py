@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.errors import BadInput
 from holdall.kinds import Spend
@@ -61,6 +61,7 @@ class EfficientQAT(WeightCodec):
     """
 
     name: ClassVar[str] = "efficientqat"
+    brief: ClassVar[Mapping[str, Any]] = _QUICK
     paper: ClassVar[Paper] = Paper(
         93,
         "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models",
@@ -82,7 +83,7 @@ class EfficientQAT(WeightCodec):
     learned: str = knob("all", "of a block: all, grids (s, z) or nothing", other="grids", at=_QUICK)
     windows: int = knob(64, "calibration windows", paper=4096, other=8, at={"window": 64, "steps": 4})
     window: int = knob(
-        256, "tokens a window", unit="tokens", paper=2048, other=64, at={"windows": 4, "steps": 4}
+        256, "tokens a window", unit="tokens", paper=2048, other=128, at={"windows": 4, "steps": 4}
     )
     epochs: int = knob(2, "times that each block sees the windows", other=1, at=_QUICK)
     batch: int = knob(2, "windows a step", other=4, at=_QUICK)

@@ -83,17 +83,39 @@ def codes(x: np.ndarray, form: Format, c: np.ndarray | float) -> np.ndarray:
 
 
 def searched(x: np.ndarray, form: Format, axis: int | None = None) -> np.ndarray:
-    """The c with the least squared error, of FRACTIONS of max|x|; axis: over which, all where None."""
+    """The c with the least squared error, of FRACTIONS of max|x|; axis: 1 for a c of each row, None for one."""
     if not np.isfinite(x).all():
         raise BadInput("numbers", "NaN or infinity", "finite numbers")
     top = np.abs(x).max(axis=axis, keepdims=True).astype(np.float64)
-    best, found = np.full(top.shape, np.inf), top.copy()
-    for fraction in FRACTIONS:
-        c = top * fraction
-        error = np.square(quantised(x, form, c) - x).sum(axis=axis, keepdims=True)
-        better = error < best
-        best, found = np.where(better, error, best), np.where(better, c, found)
-    return found
+    rows = np.broadcast_to(top.reshape(-1), len(x)) if x.ndim == 2 else top.reshape(-1)
+    found = errors(np.atleast_2d(x), form, rows)
+    if axis is None:
+        found = found.sum(0, keepdims=True)
+    best = np.asarray(FRACTIONS)[found.argmin(1)]
+    return np.asarray(top * best.reshape(top.shape))
+
+
+def errors(x: np.ndarray, form: Format, tops: np.ndarray) -> np.ndarray:
+    """Squared errors [R, F] of the rows of x [R, I] with ranges tops [R] * FRACTIONS [F], summed in float32."""
+    from holdall.weights.format_kernels import errors_float, errors_whole
+
+    largest = np.maximum(tops, 1e-30)[:, None]
+    unit = np.ascontiguousarray(
+        x / largest, np.float32
+    )  # rows that end at one: no range is too small for float32
+    out = np.empty((len(x), len(FRACTIONS)), np.float32)
+    ends, fractions = np.ones(len(x)), np.asarray(FRACTIONS)
+    if form.exponent == 0:
+        errors_whole(unit, ends, fractions, (1 << form.mantissa) - 1, out)
+    else:
+        errors_float(unit, ends, fractions, form.exponent, form.mantissa, out)
+    return out * np.square(largest)
+
+
+def naive_errors(x: np.ndarray, form: Format, tops: np.ndarray) -> np.ndarray:
+    """The same by the formula."""
+    sums = [np.square(quantised(x, form, (tops * f)[:, None]) - x).sum(1) for f in FRACTIONS]
+    return np.stack(sums, axis=1)
 
 
 def sqnr(x: np.ndarray, y: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
@@ -73,6 +73,7 @@ class MixLLM(WeightCodec):
     """
 
     name: ClassVar[str] = "mixllm"
+    brief: ClassVar[Mapping[str, Any]] = {"windows": 4, "window": 128}
     paper: ClassVar[Paper] = Paper(
         89,
         "MixLLM: LLM Quantization with Global Mixed-precision between Output-features and Highly-efficient System "

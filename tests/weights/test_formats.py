@@ -16,8 +16,10 @@ from holdall.weights.float_formats import (
     INT8,
     Format,
     codes,
+    errors,
     from_e4m3,
     from_e5m2,
+    naive_errors,
     quantised,
     searched,
     sqnr,
@@ -153,6 +155,18 @@ def test_ranges_are_searched_alike_and_never_worse_than_the_largest():
         assert found <= plain and bool((c <= 1.2 * top + 1e-12).all())
     with pytest.raises(BadInput):
         searched(np.array([np.nan]), INT8)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=[f.name for f in FORMATS])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 63), (7, 333)])
+def test_the_kernel_finds_the_errors_of_the_formula(form, shape):
+    x = np.random.default_rng(0).standard_t(4, shape) * np.geomspace(1e-6, 1e3, shape[0])[:, None]
+    tops = np.abs(x).max(1)
+    truth = naive_errors(x, form, tops)
+    np.testing.assert_allclose(
+        errors(x, form, tops), truth, rtol=2e-3, atol=1e-6 * float((x * x).sum(1).max())
+    )
+    assert np.isfinite(errors(np.zeros((2, 5)), form, np.zeros(2))).all()
 
 
 @pytest.mark.parametrize("name", [*BY_NAME, "auto"])
