@@ -190,7 +190,7 @@ def test_a_stream_packs_in_bounded_memory(tmp_path):
         "assert filecmp.cmp(sys.argv[1], sys.argv[3], shallow=False)\n"
     )
     peaks = []
-    for size in (12_000_000, 48_000_000):
+    for size in (20_000_000, 56_000_000):
         with (tmp_path / "big.log").open("wb") as f:
             for _ in range(1 + size // len(piece)):
                 f.write(piece)
