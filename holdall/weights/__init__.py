@@ -4,9 +4,11 @@ You hold a model (`Model.read` takes a GGUF, safetensors, Hugging Face folder or
 get one `.hold` file with everything that is needed to run it, and `open` gives a running module. `bitstack` makes a
 file of which any prefix is a model, and whose budget can change while it runs; `rtn` is classic group-wise
 rounding; `mixllm` gives most bits to the rows that the loss feels most; `formats` stores matrices as INT8 or 8-bit
-floats; `none` and `random` are the floors. `quantize_` makes a module's matrices packed ones where it stands.
+floats; `binary` trains networks of signs; `none` and `random` are the floors. `quantize_` makes a module's matrices
+packed ones where it stands.
 """
 
+from holdall.weights.binary import Binary, binarize
 from holdall.weights.bitstack import BitStack
 from holdall.weights.coded import Coded
 from holdall.weights.efficientqat import EfficientQAT
@@ -19,6 +21,7 @@ from holdall.weights.random import Random
 from holdall.weights.rtn import RoundToNearest
 
 __all__ = [
+    "Binary",
     "BitStack",
     "Coded",
     "EfficientQAT",
@@ -28,6 +31,7 @@ __all__ = [
     "Nothing",
     "Random",
     "RoundToNearest",
+    "binarize",
     "open",
     "quantize_",
 ]
