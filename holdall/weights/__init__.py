@@ -9,6 +9,7 @@ floats; `binary` trains networks of signs; `stable_rps` trains a network in a fi
 """
 
 from holdall.weights.binary import Binary, binarize
+from holdall.weights.binary_adapters import BinaryAdapters
 from holdall.weights.bitstack import BitStack
 from holdall.weights.coded import Coded
 from holdall.weights.efficientqat import EfficientQAT
@@ -23,6 +24,7 @@ from holdall.weights.stable_rps import StableRPS
 
 __all__ = [
     "Binary",
+    "BinaryAdapters",
     "BitStack",
     "Coded",
     "EfficientQAT",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from holdall.weights.model import Model, fill, tied
+from holdall.weights.packed_gradient import multiplied
 
 
 class Held(Protocol):
@@ -32,7 +33,7 @@ class Held(Protocol):
 
 
 class PackedLinear(torch.nn.Module):
-    """y = x W^T + bias with a packed W; inference only."""
+    """y = x W^T + bias with a packed W, which does not learn; gradients reach x."""
 
     def __init__(self, held: Held, bias: torch.Tensor | None):
         super().__init__()
@@ -41,7 +42,7 @@ class PackedLinear(torch.nn.Module):
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.held.multiply(x.detach().reshape(-1, self.in_features).float().contiguous())
+        out = multiplied(self.held, x.reshape(-1, self.in_features))
         if self.bias is not None:
             out += self.bias
         return out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
@@ -81,10 +82,9 @@ class PackedConv2d(torch.nn.Module):
             for i in (0, 1)
         )
         seen = torch.nn.functional.unfold(
-            x.detach().float(), self.size, self.dilation, self.padding, self.stride
+            x.float(), self.size, self.dilation, self.padding, self.stride
         )  # [B, C h w, places]
-        columns = seen.transpose(1, 2).reshape(-1, self.held.shape[1]).contiguous()
-        out = self.held.multiply(columns)
+        out = multiplied(self.held, seen.transpose(1, 2).reshape(-1, self.held.shape[1]))
         if self.bias is not None:
             out += self.bias
         return out.reshape(len(x), tall, wide, -1).permute(0, 3, 1, 2).to(x.dtype)
