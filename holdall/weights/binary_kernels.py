@@ -77,9 +77,10 @@ def rows_out(
 
 def maps_out(x: np.ndarray, w: np.ndarray, bits: int, form: tuple[int, ...], outside: np.ndarray, scale: np.ndarray,
              shift: np.ndarray, factor: np.ndarray, out: np.ndarray, base: int) -> None:  # fmt: skip
-    """A convolution of signs x, u64 [B, H W, words], into channels from `base` on of out, float32 [B, ., P].
+    """A convolution of signs x, u64 [B, H W, words], with w, u64 [O, taps words], into channels [base, base + O) of
+    out, float32 [B, ., P].
 
-    form: H, W, then kernel, stride, dilation, first padding and output of both directions. outside: int32 [P, O], what
+    form: H, W, then kernel, stride, dilation, first padding and output of both directions. outside: int32 [O, P], what
     +1 beyond the borders adds. factor: float32 [B or 1, P or 1].
     """
     work = len(x) * outside.size * bits * _WORTH
@@ -138,41 +139,49 @@ def _rows(a, w, bits, scale, shift, factor, out, first, last):  # type: ignore[n
 
 @njit(nogil=True, cache=True)
 def _gather(x, form, begin, some, out):  # type: ignore[no-untyped-def]
-    """Words that the windows of places [begin, begin + some) cover; beyond the borders zeros."""
+    """What the windows of places [begin, begin + some) cover, as `panels`; beyond the borders zeros."""
     high, wide, kh, kw, sh, sw, dh, dw, top, left, _, across = form
     words = x.shape[1]
-    for i in range(some):
-        row, column = (begin + i) // across * sh - top, (begin + i) % across * sw - left
+    row, column, found = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
+    for panel in range((some + PANEL - 1) // PANEL):
+        for i in range(PANEL):
+            place = begin + panel * PANEL + i
+            row[i], column[i] = place // across * sh - top, place % across * sw - left
         at = 0
         for y in range(kh):
             for z in range(kw):
-                r, c = row + y * dh, column + z * dw
-                inside = 0 <= r < high and 0 <= c < wide
+                for i in range(PANEL):
+                    r, c = row[i] + y * dh, column[i] + z * dw
+                    found[i] = r * wide + c if 0 <= r < high and 0 <= c < wide else -1
                 for k in range(words):
-                    out[i, at + k] = x[r * wide + c, k] if inside else np.uint64(0)
+                    for i in range(PANEL):
+                        out[panel, at + k, i] = x[found[i], k] if found[i] >= 0 else np.uint64(0)
                 at += words
 
 
 @njit(nogil=True, cache=True)
 def _maps(x, w, bits, form, outside, scale, shift, factor, out, base, first, last):  # type: ignore[no-untyped-def]
-    places, channels = outside.shape
-    window = np.empty((_BLOCK, w.shape[1]), np.uint64)
-    dots = np.empty((_BLOCK, w.shape[0] * PANEL), np.int32)
+    channels, places = outside.shape
+    window = np.empty((_BLOCK // PANEL, w.shape[1], PANEL), np.uint64)
+    dots = np.empty((channels, _BLOCK), np.int32)
+    times = np.empty(_BLOCK, np.float32)
     for b in range(first, last):
+        mine = factor[b % factor.shape[0]]
         for begin in range(0, places, _BLOCK):
             some = min(_BLOCK, places - begin)
             _gather(x[b], form, begin, some, window)
-            _products(window, w, bits, dots, 0, some)
+            _products(w, window[: (some + PANEL - 1) // PANEL], bits, dots, 0, channels)
+            for i in range(some):
+                times[i] = mine[begin + i] if len(mine) > 1 else mine[0]
             for o in range(channels):
                 size, more = scale[base + o], shift[base + o]
+                line, beyond = out[b, base + o, begin : begin + some], outside[o, begin : begin + some]
                 for i in range(some):
-                    p = begin + i
-                    times = factor[b % factor.shape[0], p % factor.shape[1]]
-                    out[b, base + o, p] = np.float32(dots[i, o] - outside[p, o]) * size * times + more
+                    line[i] = np.float32(dots[o, i] - beyond[i]) * size * times[i] + more
 
 
 def outside(signs: np.ndarray, form: tuple[int, ...]) -> Any:
-    """int32 [P, O]: the sums of signs [O, C, taps] over the taps that lie beyond the borders."""
+    """int32 [O, P]: the sums of signs [O, C, taps] over the taps that lie beyond the borders."""
     high, wide, kh, kw, sh, sw, dh, dw, top, left, down, across = form
     rows = np.arange(down)[:, None] * sh - top + np.arange(kh) * dh  # [down, kh]
     columns = np.arange(across)[:, None] * sw - left + np.arange(kw) * dw
@@ -180,4 +189,4 @@ def outside(signs: np.ndarray, form: tuple[int, ...]) -> Any:
         None, :, None
     ]
     beyond = ~inside.reshape(down * across, kh * kw)
-    return np.ascontiguousarray(beyond.astype(np.int32) @ signs.sum(1, dtype=np.int32).T)
+    return signs.sum(1, dtype=np.int32) @ beyond.astype(np.int32).T

@@ -63,9 +63,7 @@ class _Packed(nn.Module):
         self.move = np.zeros(channels, np.float32) if frozen.move is None else frozen.move
         words = kernels.pack_bits(frozen.minus.swapaxes(1, 2))  # [O, taps, words]
         each = len(words) // groups
-        self.panels = [
-            kernels.panels(words[g * each : (g + 1) * each].reshape(each, -1)) for g in range(groups)
-        ]
+        self.words = [words[g * each : (g + 1) * each].reshape(each, -1) for g in range(groups)]
         self.bits = math.prod(frozen.minus.shape[1:])
 
     def factor(self, x: Tensor, rows: int) -> np.ndarray:
@@ -80,13 +78,14 @@ class PackedBinaryLinear(_Packed):
     def __init__(self, frozen: Frozen):
         self.out_features, self.in_features = frozen.minus.shape[:2]
         super().__init__(frozen, self.in_features, 1)
+        self.panels = kernels.panels(self.words.pop())
 
     def forward(self, input: Tensor) -> Tensor:
         x = input.detach().float().contiguous()
         rows = x.reshape(-1, self.in_features)
         signs = kernels.pack_rows(rows.numpy(), self.move)
         frozen, factor = self.frozen, self.factor(x, len(rows))
-        out = kernels.rows_out(signs, self.panels[0], self.bits, frozen.scale, frozen.shift, factor)
+        out = kernels.rows_out(signs, self.panels, self.bits, frozen.scale, frozen.shift, factor)
         return torch.from_numpy(out).reshape(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
@@ -118,12 +117,12 @@ class PackedBinaryConv(_Packed):
         out = np.empty((len(x), self.out_channels, form[-2] * form[-1]), np.float32)
         factor = self.places(form) if mean is None else mean[:, None]
         each, every = self.channels // self.groups, self.out_channels // self.groups
-        for g, panels in enumerate(self.panels):
+        for g, words in enumerate(self.words):
             some = slice(g * each, (g + 1) * each)
             signs = kernels.pack_maps(np.ascontiguousarray(flat[:, some]), self.move[some])
             kernels.maps_out(
                 signs,
-                panels,
+                words,
                 self.bits,
                 form,
                 beyond[g],

@@ -66,10 +66,10 @@ def test_convolutions_take_off_what_padding_added(size, kernel, stride, dilation
     form = (*size, *kernel, *stride, *dilation, *padding, *wanted.shape[2:])
     flat = w.reshape(19, 70, -1)
     beyond = kernels.outside(flat, form)
-    packed = kernels.panels(words(flat.swapaxes(1, 2)).reshape(19, -1))
+    packed = words(flat.swapaxes(1, 2)).reshape(19, -1)
     shift, one = np.zeros(70, np.float32), np.ones(19, np.float32)
     maps = kernels.pack_maps(x.reshape(2, 70, -1).astype(np.float32), shift)
-    out = np.full((2, 19, beyond.shape[0]), np.nan, np.float32)
+    out = np.full((2, 19, beyond.shape[1]), np.nan, np.float32)
     kernels.maps_out(
         maps, packed, flat[0].size, form, beyond, one, 0 * one, np.ones((1, 1), np.float32), out, 0
     )
