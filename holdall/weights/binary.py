@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="weights")
 
+OPERATORS = ("bnn", "xnor", "dorefa", "bireal", "xnor++", "reactnet", "recu", "fda")
 _RATES = {"adam": 3e-3, "sgd": 0.1}
 
 
@@ -29,7 +30,8 @@ class Binary(WeightTrainer):
 
     Weights and inputs of all Linear, Conv1d and Conv2d layers but the first and the last become -1 or +1. For
     convolutional networks that can be trained; transformers lose much more. Batch normalisation after a binary layer
-    disappears into its scales. A layer that is not followed by a normalisation wants one: sums of signs are large.
+    disappears into its scales. After a ReLU all signs are the same: put a Hardtanh before binary layers. bnn and
+    xnor++ do not scale sums of signs to begin with: they want a normalisation after each layer.
 
     Shapes:
         Linear [.., C], Conv1d [B, C, W], Conv2d [B, C, H, W]; groups, strides, dilation and all kinds of padding.
@@ -78,9 +80,7 @@ class Binary(WeightTrainer):
     keep: tuple[str, ...] = knob((), "patterns of layers that stay as they are", other=("3",))
 
     def __post_init__(self) -> None:
-        from holdall.weights.binary_operators import OPERATORS
-
-        choices: dict[str, Mapping[str, Any]] = {
+        choices: dict[str, Collection[str]] = {
             "operator": OPERATORS, "optimizer": _RATES, "schedule": training.SCHEDULES,
         }  # fmt: skip
         for name, known in choices.items():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from holdall import BadInput, BudgetError, Packed
-from holdall.weights import Binary, binarize
+from holdall.weights import Binary, binarize, binary
 from holdall.weights.binary_file import sizes
 from holdall.weights.binary_folding import foldable
 from holdall.weights.binary_layers import (
@@ -326,6 +326,8 @@ def test_weights_of_signs_do_not_decay():
         p.grad = torch.zeros_like(p)
     optimiser.step()
     moved = {n for n, p in trained.named_parameters() if not torch.equal(p, before[n])}
+    mine = Binary(weight_decay=0.3)._optimizer(trained)
+    assert [g["weight_decay"] for g in mine.param_groups] == [0.3, 0.0]
     assert "0.weight" in moved and not moved & {names[id(p)] for p in free["params"]}
 
 
@@ -393,4 +395,5 @@ def test_a_file_of_another_module_is_refused():
 
 def test_operators_are_eight():
     assert list(OPERATORS) == ["bnn", "xnor", "dorefa", "bireal", "xnor++", "reactnet", "recu", "fda"]
+    assert tuple(OPERATORS) == binary.OPERATORS
     assert {FDA, ReActNet, ReCU, XNORPlusPlus} < set(OPERATORS.values())

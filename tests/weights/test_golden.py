@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from torch import nn
 
 from holdall import unpack
 from holdall.packed import Packed
-from holdall.weights import BitStack
+from holdall.weights import Binary, BitStack
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -38,3 +41,20 @@ def test_version_one_can_be_held_at_any_of_its_sizes():
             assert stack.count == count and packed.traffic <= packed.nbytes
             sizes.append(stack.nbytes)
         assert sizes == sorted(set(sizes)) and sizes[-1] == packed.nbytes
+
+
+def float_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8),
+        nn.Hardtanh(), nn.Conv2d(8, 70, 3, stride=2, bias=False), nn.BatchNorm2d(70), nn.Flatten(),
+        nn.Linear(280, 9), nn.Linear(9, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["reactnet", "xnorpp"])
+def test_networks_of_signs_of_version_one_give_the_recorded_outputs(name):
+    """With normalisations folded and shifts; and with scales of rows and columns, in half precision."""
+    told = np.load(GOLDEN / f"weights-binary-{name}-v1.npz")
+    with Packed.open(str(GOLDEN / f"weights-binary-{name}-v1.hold")) as packed:
+        module = Binary().load(packed, float_net())
+    np.testing.assert_allclose(module(torch.from_numpy(told["x"])).numpy(), told["y"], rtol=1e-4, atol=1e-4)
