@@ -1,6 +1,6 @@
 """Products of signs beside torch's float32, on one thread, and bytes on disk.
 
-    OMP_NUM_THREADS=1 python benchmarks/weights_binary_speed.py [--parts products,layers,storage] [--repeat 40]
+    OMP_NUM_THREADS=1 python benchmarks/weights_binary_speed.py [--parts products,layers,storage] [--repeat 400]
 
 products: 256 x 1152 x 256, whole numbers compared with torch's before anything is timed; beside theory's 64 and beside
 what this processor's popcount can do (a loop of exclusive or, popcount and sum that stays in registers). layers: whole
@@ -69,17 +69,16 @@ def counting(rounds, seed):
     return _counting(rounds, seed)
 
 
-def timed(subjects: dict[str, Callable[[], Any]], repeat: int, inner: int = 5) -> dict[str, float]:
-    """Seconds each, best of all rounds; neighbours on the machine then disturb all alike."""
+def timed(subjects: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
+    """Seconds each, best of all rounds: of many short ones some are undisturbed by neighbours on the machine."""
     best = dict.fromkeys(subjects, 1e9)
     for act in subjects.values():
         act()
     for _ in range(repeat):
         for name, act in subjects.items():
             before = time.perf_counter()
-            for _ in range(inner):
-                act()
-            best[name] = min(best[name], (time.perf_counter() - before) / inner)
+            act()
+            best[name] = min(best[name], time.perf_counter() - before)
     return best
 
 
@@ -92,7 +91,7 @@ def products(repeat: int) -> dict[str, Any]:
     if not np.array_equal(given, (x @ y.T).numpy().astype(np.int32)):
         raise SystemExit("products of signs are wrong: nothing is timed")
     zeros, ones = np.zeros(K, np.float32), np.ones(N, np.float32)
-    rounds = 20_000
+    rounds = 2_000
     best = timed(
         {
             "torch": lambda: nn.functional.linear(x, y),
@@ -137,9 +136,7 @@ def layers(repeat: int) -> dict[str, Any]:
         with torch.no_grad():
             if not torch.equal(packed(x), trained(x)):
                 raise SystemExit(f"{name}: packed and trained differ; nothing is timed")
-            best = timed(
-                {"torch": lambda f=plain, x=x: f(x), "packed": lambda f=packed, x=x: f(x)}, repeat, 3
-            )
+            best = timed({"torch": lambda f=plain, x=x: f(x), "packed": lambda f=packed, x=x: f(x)}, repeat)
         found[name] = {
             "torch, us": 1e6 * best["torch"],
             "packed, us": 1e6 * best["packed"],
@@ -162,7 +159,7 @@ def storage(_repeat: int) -> dict[str, Any]:
                     whole, stored = sizes(packed, module)
                 file = sum(4 * t.numel() for t in module.state_dict().values()) / Path(path).stat().st_size
                 found.setdefault(f"width {width}", {})[operator] = whole / stored
-                found[f"width {width}"][f"whole file, {operator}"] = file
+                found.setdefault(f"width {width}, whole file", {})[operator] = file
     return found
 
 
@@ -171,7 +168,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default="products,layers,storage")
-    parser.add_argument("--repeat", type=int, default=40)
+    parser.add_argument("--repeat", type=int, default=400)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     parts = {"products": products, "layers": layers, "storage": storage}
