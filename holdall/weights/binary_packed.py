@@ -45,7 +45,7 @@ def freeze(layer: Any, norm: Any = None) -> Frozen:
         minus = (operator.signs(weight) < 0).reshape(*weight.shape[:2], -1)
         move = operator.shift()
         return Frozen(
-            minus.numpy(), _floats(scale), _floats(shift), None if move is None else _floats(move),
+            minus.cpu().numpy(), _floats(scale), _floats(shift), None if move is None else _floats(move),
             tuple(_floats(a) for a in operator.places()), operator.mean,
         )  # fmt: skip
 
@@ -81,6 +81,8 @@ class PackedBinaryLinear(_Packed):
         self.panels = kernels.panels(self.words.pop())
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1:] != (self.in_features,):
+            raise BadInput("input", f"shape {tuple(input.shape)}", f"[.., {self.in_features}]")
         x = input.detach().float().contiguous()
         rows = x.reshape(-1, self.in_features)
         signs = kernels.pack_rows(rows.numpy(), self.move)
@@ -106,6 +108,9 @@ class PackedBinaryConv(_Packed):
         self.known: tuple[tuple[int, ...], list[np.ndarray]] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != self.dimensions + 2 or input.shape[1] != self.channels:
+            wanted = f"[B, {self.channels}, ..] of {self.dimensions + 2} dimensions"
+            raise BadInput("input", f"shape {tuple(input.shape)}", wanted)
         x = input.detach().float()
         mean = self.factor(x, len(x)) if self.frozen.mean else None
         if self.around:
@@ -132,7 +137,7 @@ class PackedBinaryConv(_Packed):
                 out,
                 g * every,
             )
-        return torch.from_numpy(out).reshape(len(x), -1, *form[-self.dimensions :]).to(input.dtype)
+        return torch.from_numpy(out).reshape(len(x), self.out_channels, *form[-self.dimensions :]).to(input.dtype)
 
     def form(self, high: int, wide: int) -> tuple[int, ...]:
         left, right, top, bottom = self.padding

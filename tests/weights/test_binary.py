@@ -152,6 +152,15 @@ def test_packed_layers_give_what_the_training_graph_gives(shape, name):
     torch.testing.assert_close(given, wanted, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-5)
 
 
+def test_inputs_of_another_shape_are_named_and_empty_ones_go_through():
+    linear, conv = BinaryLinear(8, 3, operator="xnor"), BinaryConv2d(4, 5, 3, operator="xnor")
+    packed, other = (packed_layer(freeze(m), m) for m in (linear, conv))
+    assert packed(torch.zeros(0, 8)).shape == (0, 3) and other(torch.zeros(0, 4, 5, 5)).shape == (0, 5, 3, 3)
+    for layer, shape in ((packed, (2, 16)), (other, (4, 5, 5)), (other, (1, 3, 5, 5)), (other, (1, 4, 2, 5))):
+        with pytest.raises(BadInput):
+            layer(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_network_with_folded_normalisations_is_what_was_trained(name):
     """Learned numbers, running means and all: to 1e-5 of the training graph, evaluated."""
