@@ -12,6 +12,7 @@ from holdall.dropins.tokenizer import Message, Tokenizer, json_file
 from holdall.engine_plan import CHUNK, Plan, Shape, Source, libraries, plan, slice_mlps
 from holdall.engine_stats import Stats
 from holdall.engine_text import Chooser, Text
+from holdall.engine_weights import Adapter, opened
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
 from holdall.memory import return_early
@@ -35,6 +36,7 @@ class Engine:
             print(piece, end="", flush=True)
         engine.stats
 
+    adapter: what `holdall adapters train` made for this very model; it answers with it (not by the lean decoder).
     memory: what weights, context and workspace may take, above the interpreter and its libraries. Context and
         workspace follow from the first prompt, and the weights get the rest: they are opened then. With a limit
         weights that stay packed compute in bfloat16, which halves the context; without one in float32.
@@ -52,18 +54,28 @@ class Engine:
     net: Any = None
     lean: Any = None  # runs `net` where that is quicker, and no kv method holds the context
     cache: Any = None  # of the answer that is being given
+    adapter: Adapter | None = None
     used: int = 0  # bytes that tokenizer and header took, measured
     beside: int = 0  # bytes that context and workspace may take, now that the weights are open
 
     @classmethod
     def open(
-        cls, path: str, memory: Spend = None, kv: KVSelector | None = None, kv_budget: Spend = None
+        cls,
+        path: str,
+        memory: Spend = None,
+        kv: KVSelector | None = None,
+        kv_budget: Spend = None,
+        adapter: str | None = None,
     ) -> Self:
         limit = Budget.parse(memory)
         if limit is not None and limit.bytes is None:
             raise BadInput("memory", str(limit), 'bytes ("120MB")')
         if kv is None and kv_budget is not None:
             raise BadInput("kv budget", str(kv_budget), "a kv method that holds it (--with kv.snapkv)")
+        if adapter is not None and limit is not None and not path.lower().endswith(".hold"):
+            raise BadInput(
+                "memory", "an adapter of a model that is not packed", "a packed model, or no limit"
+            )
         libraries(path, kv)
         if limit is not None:
             return_early()
@@ -73,9 +85,11 @@ class Engine:
         shape = Shape.of(json_file(source.files, "config.json"), item)
         memory_bytes = None if limit is None else limit.bytes
         engine = cls(source, Tokenizer(source.files), shape, memory_bytes, kv, Budget.parse(kv_budget))
+        if adapter is not None:
+            engine.adapter = Adapter.open(adapter)
         if limit is not None:
             return_early()
-        engine.used = resident_bytes() - base
+        engine.used = resident_bytes() - base + (engine.adapter.nbytes if engine.adapter else 0)
         return engine
 
     def generate(
@@ -168,20 +182,8 @@ class Engine:
     def _load(self, left: int | None) -> None:
         """Open the weights in what is left for them."""
         start, source = time.perf_counter(), self.source
-        if left is not None and source.packed is not None and source.item == 4 and source.size > left:
-            raise BudgetError(left, source.size, who="this method", why="its weights do not stay packed")
-        if left is not None and source.packed is None and source.size > left:
-            raise BudgetError(left, source.size, who="the model", why="`holdall pack` makes it smaller")
         dtype = torch.bfloat16 if self.shape.item == 2 else torch.float32
-        if source.packed is not None:
-            from holdall.verbs import method_of
-
-            method: Any = method_of(source.packed)
-            net = method.open(source.packed, left if source.item == 2 else None)
-        else:
-            from holdall.weights.model import Model
-
-            net = Model.read(source.path).build(dtype)
+        net = opened(source, left, dtype, self.adapter)
         self.net = net.to(dtype)
         if dtype is not torch.float32:  # what packed tables give out is float32
             self.net.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.to(dtype))
@@ -193,7 +195,7 @@ class Engine:
         self.stats.open_seconds = time.perf_counter() - start
 
     def _leaner(self) -> Any:
-        if self.kv is not None or self.source.packed is None:
+        if self.kv is not None or self.source.packed is None or self.adapter is not None:
             return None
         from holdall.weights.lean import Lean
 

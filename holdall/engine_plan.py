@@ -25,7 +25,9 @@ else:
 CHUNK = (
     256  # tokens that pass through an MLP (or through the model, where a prompt is read by chunks) at a time
 )
-RESERVE = 44_000_000  # modules, allocator, one matrix of a packed model unpacked: 30 to 39 MB, by machine and luck
+RESERVE = (
+    44_000_000  # modules, allocator, one matrix of a packed model unpacked: 30 to 39 MB, by machine and luck
+)
 FLOOR = 64  # entries a head that a share of the context never goes below (the cache's own floor)
 
 

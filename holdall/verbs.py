@@ -96,19 +96,24 @@ def unpack(source: str | Packed, to: str | None = None) -> Any:
 
 
 def method_of(packed: Packed, path: str = "artefact") -> Codec:
+    """The recipe that is written in the artefact, where that decodes."""
+    method = recipe_of(packed, path)
+    if not isinstance(method, Codec):
+        raise CorruptArtefact(path, f"{method.full_name()} does not decode anything")
+    return method
+
+
+def recipe_of(packed: Packed, path: str = "artefact") -> Method:
     """The recipe that is written in the artefact."""
     told = packed.meta.get("method")
     if not isinstance(told, dict) or not isinstance(told.get("method"), str):
         raise CorruptArtefact(path, "its header names no method")
     try:
-        method = Method.from_dict(told)
+        return Method.from_dict(told)
     except TypeError as fault:  # a knob that this version does not know
         raise CorruptArtefact(
             path, f"its method has knobs that this Holdall does not know ({fault})"
         ) from fault
-    if not isinstance(method, Codec):
-        raise CorruptArtefact(path, f"{told['method']} does not decode anything")
-    return method
 
 
 def same_file(a: str, b: str) -> bool:

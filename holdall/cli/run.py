@@ -19,6 +19,9 @@ With = Annotated[str | None, typer.Option("--with", help="The method that holds 
 ContextsFile = Annotated[
     str | None, typer.Option("--contexts", help="Documents to answer from, of `holdall cache add`.")
 ]
+AdapterFile = Annotated[
+    str | None, typer.Option("--adapter", help="A style or a task, of `holdall adapters train`.")
+]
 Most = Annotated[int, typer.Option("--max-new-tokens", "-n", help="The longest answer.", min=1)]
 Temperature = Annotated[float, typer.Option(help="0 is always the likeliest token.", min=0.0)]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same answer.")]
@@ -37,6 +40,7 @@ def run(
     kv: KV = None,
     with_: With = None,
     contexts: ContextsFile = None,
+    adapter: AdapterFile = None,
     max_new_tokens: Most = 256,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
@@ -47,6 +51,7 @@ def run(
     `holdall run small.hold --memory 120MB --kv 25% --with kv.snapkv "Who is Ahab?" < book.txt`
     Options of the kv method are its fields, as with pack.
     `holdall run small.hold --contexts docs.hold "Who is Ahab?"` answers from documents that it read before.
+    `holdall run small.hold --adapter style.hold "Who is Ahab?"` answers with what an adapter has learned.
     """
     from holdall.cli.knobs import separate
     from holdall.engine import Engine
@@ -60,11 +65,15 @@ def run(
     method = kv_method(with_, kv, options)
     if contexts is not None and method is not None:
         raise BadInput("--contexts", "a kv method besides", "one of both: contexts are held as they are")
+    if contexts is not None and adapter is not None:
+        raise BadInput("--adapter", "contexts besides", "one of both: contexts were read without it")
     question = _asked(prompt)
     libraries(model, method)
     with Meter() as meter:
         engine = (
-            Engine.open(model, memory, method, kv) if contexts is None else _over(model, contexts, memory)
+            Engine.open(model, memory, method, kv, adapter)
+            if contexts is None
+            else _over(model, contexts, memory)
         )
         answer = []
         for piece in engine.generate(question, max_new_tokens, temperature, seed):

@@ -20,15 +20,15 @@ def verify(files: Files, deep: Deep = False, json: JSON = False) -> None:
     """Compare every checksum of .hold files; the first damaged one ends in an error and exit code 2."""
     from holdall.packed import Packed
     from holdall.progress import track
-    from holdall.verbs import method_of
+    from holdall.verbs import method_of, recipe_of
 
     done = []
     for file in track(files, "verifying"):
         with Packed.open(file) as packed:
             packed.check()
-            method = method_of(packed, file)
+            method = recipe_of(packed, file)  # adapters, for one, need their base to be decoded
             if deep:
-                method.decode(packed)
+                method_of(packed, file).decode(packed)
             done.append({"file": file, "ok": True, "bytes": packed.nbytes, "sections": len(packed.arrays),
                          "method": method.full_name(), "decoded": deep})  # fmt: skip
     if json:

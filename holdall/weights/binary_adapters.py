@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.budget import Budget
-from holdall.errors import BadInput, CorruptArtefact
+from holdall.errors import BadInput
 from holdall.kinds import Spend, Trained
-from holdall.method import Method, Paper, knob
+from holdall.method import Paper, knob
 from holdall.optional import lazy
 from holdall.report import Report
 from holdall.weights.training import Batch, Loss, WeightTrainer, default_loss, held_out_loss, learn
@@ -151,12 +151,10 @@ class BinaryAdapters(WeightTrainer):
 
     def load(self, packed: Packed, like: torch.nn.Module) -> torch.nn.Module:
         """A copy of the base with what was packed, sharing the base's weights; refused on any other base."""
+        from holdall.verbs import recipe_of
         from holdall.weights import adapter_file, adapter_modules
 
-        try:
-            recipe = Method.from_dict(packed.meta.get("method", {}))
-        except TypeError as fault:
-            raise CorruptArtefact("an adapter", f"knobs that this Holdall does not know ({fault})") from None
+        recipe = recipe_of(packed, "an adapter")
         if not isinstance(recipe, BinaryAdapters):
             raise BadInput("adapter", recipe.full_name(), "what weights.binary_adapters packed")
         frame = adapter_file.opened(packed, like, recipe)
