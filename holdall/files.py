@@ -146,6 +146,11 @@ class atomic_write:
             self._temp = Path(tempfile.gettempdir()) / f"holdall.{os.getpid()}.{secrets.token_hex(8)}.tmp"
         self._file = self._temp.open("x+b", buffering=_CHUNK)
 
+    @property
+    def unfinished(self) -> Path:
+        """The temporary file, for libraries that open files by themselves; they close it before `publish`."""
+        return self._temp
+
     def write(self, piece: Any) -> None:
         self._file.write(piece)
 

@@ -42,8 +42,13 @@ class Codec(Method):
     def decode(self, packed: Packed) -> Any:
         """What was packed."""
 
-    def restore(self, packed: Packed, to: str) -> None:
-        """Write what was packed to a file; whole or not at all."""
+    def restore(self, packed: Packed, to: str, form: str | None = None) -> None:
+        """Write what was packed to a file; whole or not at all.
+
+        form: which kind of that file, where the room has several (`holdall unpack --gguf`).
+        """
+        if form is not None:
+            raise BadInput("--gguf", form, f"a .gguf file of a packed model, not {to}")
         self.write_output(self.decode(packed), to)
 
     @classmethod

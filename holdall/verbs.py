@@ -84,15 +84,18 @@ def _text(url: str) -> str:
         raise BadInput("calibration text", url, "a UTF-8 text file") from fault
 
 
-def unpack(source: str | Packed, to: str | None = None) -> Any:
-    """Decode a `.hold` file or Packed; with `to`, write what was packed to that path or URL and return None."""
+def unpack(source: str | Packed, to: str | None = None, form: str | None = None) -> Any:
+    """Decode a `.hold` file or Packed; with `to`, write what was packed to that path or URL and return None.
+
+    form: of a model's .gguf file, the type of matrices whose grid GGUF does not have ("Q8_0").
+    """
     from holdall.packed import Packed
 
     if isinstance(source, str) and to is not None and same_file(source, to):
         raise BadInput("output", to, "another file than the input")
     packed = Packed.open(source) if isinstance(source, str) else source
     method = method_of(packed, str(source))
-    return method.decode(packed) if to is None else method.restore(packed, to)
+    return method.decode(packed) if to is None else method.restore(packed, to, form)
 
 
 def method_of(packed: Packed, path: str = "artefact") -> Codec:

@@ -12,14 +12,23 @@ File = Annotated[str, typer.Argument(metavar="FILE.hold", help="A path or URL.")
 Out = Annotated[
     str | None, typer.Option("--output", "-o", help="Where to; without it the name loses its .hold.")
 ]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        "--gguf",
+        help="With -o model.gguf: the type of matrices whose grid GGUF does not have (Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, "
+        "F16, BF16, F32); without it they are refused.",
+        metavar="TYPE",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     app.command("unpack")(unpack)
 
 
-def unpack(file: File, output: Out = None, json: JSON = False) -> None:
-    """Decode a .hold file: logs come back byte for byte, models as .safetensors or a new folder."""
+def unpack(file: File, output: Out = None, gguf: Form = None, json: JSON = False) -> None:
+    """Decode a .hold file: logs come back byte for byte, models as .safetensors, .gguf or a new folder."""
     from holdall import verbs
     from holdall.errors import human_bytes
     from holdall.meter import Meter
@@ -27,7 +36,7 @@ def unpack(file: File, output: Out = None, json: JSON = False) -> None:
 
     target = output or _derived(file)
     with Meter() as meter:
-        verbs.unpack(file, target)
+        verbs.unpack(file, target, gguf)
     row = {"input": file, "output": target, "bytes": size(target), **meter.figures()}
     if json:
         as_json(row)

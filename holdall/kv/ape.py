@@ -139,7 +139,7 @@ class APE(Codec):
             model=model, prefix=prefix, documents=found, temperature=self.temperature, power=self.power
         )
 
-    def restore(self, packed: Packed, to: str) -> None:
+    def restore(self, packed: Packed, to: str, form: str | None = None) -> None:
         wanted = "`holdall run MODEL --contexts FILE`: keys and values are of use to their model only"
         raise BadInput("unpack", "a file of contexts", wanted)
 

@@ -32,8 +32,10 @@ class LogCodec(Codec):
         """The text in blocks, so that more than memory can be unpacked."""
         yield self.decode(packed)
 
-    def restore(self, packed: Packed, to: str) -> None:
-        self.write_output(self.pieces(packed), to)
+    def restore(self, packed: Packed, to: str, form: str | None = None) -> None:
+        if form is not None:
+            return super().restore(packed, to, form)
+        return self.write_output(self.pieces(packed), to)
 
     def grep(self, packed: Packed, pattern: str | bytes, *, regex: bool = False,
              ignore_case: bool = False) -> Iterator[tuple[int, bytes]]:  # fmt: skip

@@ -31,6 +31,8 @@ class WeightCodec(Codec):
     """
 
     room: ClassVar[str] = "weights"
+    tries: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)  # knobs that `auto` and `holdall plan` try
+    trains: ClassVar[bool] = False  # takes minutes to hours: tried where the user allows it
 
     def open(self, packed: Packed, memory: Spend = None) -> torch.nn.Module:
         """A running transformers module. memory: what the weights may take; None for all that was packed.
@@ -77,6 +79,14 @@ class WeightCodec(Codec):
     @classmethod
     def write_output(cls, x: Any, url: str) -> None:
         x.write(url)
+
+    def restore(self, packed: Packed, to: str, form: str | None = None) -> None:
+        if not to.lower().endswith(".gguf"):
+            return super().restore(packed, to, form)
+        from holdall.weights.gguf_file import write
+
+        write(*self.held(packed), to, form)
+        return None
 
 
 def finish(packed: Packed, to: str | None) -> Packed:

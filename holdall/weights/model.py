@@ -132,10 +132,14 @@ class Model:
         return model.to(wanted) if wanted is not torch.float32 else model
 
     def write(self, where: str) -> None:
-        """To a .safetensors file (the other files ride in its header) or a new HF folder; atomically."""
-        if where.lower().endswith((".gguf", ".hold", ".bin", ".pt")):
-            raise BadInput("output", where, "a .safetensors file or a new folder")
-        if where.lower().endswith(".safetensors"):
+        """To a .safetensors file (the other files ride in its header), a .gguf or a new HF folder; atomically."""
+        if where.lower().endswith((".hold", ".bin", ".pt")):
+            raise BadInput("output", where, "a .safetensors or .gguf file, or a new folder")
+        if where.lower().endswith(".gguf"):
+            from holdall.weights.gguf_file import write
+
+            write(self, {}, where)
+        elif where.lower().endswith(".safetensors"):
             safetensors.write(self.state, where, self.files)
         else:
             hub.write_folder(self.state, where, self.files)

@@ -55,7 +55,8 @@ class PackedEmbedding(torch.nn.Module):
         super().__init__()
         self.held = held
         self.num_embeddings, self.embedding_dim = held.shape
-        self.scale = getattr(inner, "embed_scale", None)  # Gemma multiplies what it looks up
+        # Gemma multiplies what it looks up; its buffer is empty as long as the module is a skeleton
+        self.scale = getattr(inner, "scalar_embed_scale", getattr(inner, "embed_scale", None))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         found = torch.from_numpy(self.held.rows(ids.reshape(-1).numpy())).reshape(*ids.shape, -1)
@@ -124,8 +125,6 @@ def install(shell: Model, held: Mapping[str, Held]) -> torch.nn.Module:
         if new is None:
             state[name] = torch.from_numpy(held[kept].dense())
             continue
-        if isinstance(new, PackedLinear | PackedConv2d) and new.bias is not None:
-            new.bias = torch.nn.Parameter(state.pop(path + ".bias"), requires_grad=False)
         put(module, path, new)
         packed.add(kept)
     _untie(module, packed)
