@@ -144,9 +144,11 @@ class _Linear(torch.autograd.Function):
         flat = x.reshape(-1, segment.shape[1])
         out = flat.new_empty(len(flat), segment.shape[0])
         for a, b in _cuts(segment):
-            torch.mm(flat, _tile(sharing, segment, a, b, flat).T, out=out[:, a:b])
-        if bias is not None:
-            out += bias
+            w, part = _tile(sharing, segment, a, b, flat).T, out[:, a:b]
+            if bias is None:
+                torch.mm(flat, w, out=part)
+            else:  # not added afterwards: the sums would be rounded otherwise than those of nn.Linear
+                torch.addmm(bias[a:b].to(flat.dtype), flat, w, out=part)
         return out.view(*x.shape[:-1], segment.shape[0])
 
     @staticmethod

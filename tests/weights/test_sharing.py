@@ -135,6 +135,9 @@ def test_as_many_parameters_as_weights_is_the_module_itself(map):
     x = digits(64)[1][0][0]
     given.eval(), shared.eval()
     assert torch.equal(given(x), shared(x))
+    wide = nn.Linear(1500, 10)  # so long that products are summed in parts
+    many = torch.randn(64, 1500, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(wide(many), share(wide, 15000, map=map)(many))
     given.train(), shared.train()
     curves = [run(m, torch.optim.SGD(m.parameters(), 0.05), 200, digits(16)[0]) for m in (given, shared)]
     assert curves[0] == curves[1] and curves[0][-1] < 0.3 * curves[0][0]
