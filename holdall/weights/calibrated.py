@@ -62,8 +62,15 @@ def calibrate(
     weighted: bool = True,
     kind: str = "first",
 ) -> dict[str, Known]:
-    """Every matrix, with what `count` windows of `length` tokens of the model's calibration text say about it."""
+    """Every matrix, with what `count` windows of `length` tokens of the model's calibration text say about it.
+
+    Where the model comes with `moments` these are taken instead, and no text.
+    """
     known = {n: Known(w, share=np.ones(len(w))) for n, w in matrices(x).items()}
+    if x.moments:
+        for name in known.keys() & x.moments.keys():
+            _in_outputs(known[name], x.moments[name])
+        return known
     if count < 1 or not {"config.json", "tokenizer.json"} <= set(x.files):
         return known
     tokens = windows(x, count, length)
@@ -100,6 +107,10 @@ def _encoder(x: Model, tokens: torch.Tensor, known: dict[str, Known]) -> None:
     for seen in Walk(x.build(), tokens, 0).statistics():
         for name, found in seen.items():
             if name in known:
-                weight = torch.from_numpy(known[name].weight)
-                energy = float(((weight @ found.gram) * weight).sum(1).mean()) or 1.0
-                known[name].gram = found.gram / energy
+                _in_outputs(known[name], found.gram)
+
+
+def _in_outputs(known: Known, gram: torch.Tensor) -> None:
+    """In units of what an output's energy is."""
+    weight = torch.from_numpy(known.weight)
+    known.gram = gram / (float(((weight @ gram) * weight).sum(1).mean()) or 1.0)

@@ -1,4 +1,4 @@
-"""E2E-QP: the whole model at its packed numbers learns its step sizes, and nothing else, from text.
+"""The whole model at its packed numbers learns its step sizes, and nothing else, from text (EfficientQAT's E2E-QP).
 
 Numbers and zero points stay as they are; matrices are made dense where they are used, and again on the way back (blocks
 are checkpointed), so that beside the packed numbers only one block is dense.
@@ -6,8 +6,9 @@ are checkpointed), so that beside the packed numbers only one block is dense.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +24,30 @@ from holdall.weights.packed_linear import put
 from holdall.weights.scaling import block_list
 from holdall.weights.unfinished import Unfinished
 
-if TYPE_CHECKING:
-    from holdall.weights.efficientqat import EfficientQAT
-
 _KEEP = 20  # steps of training after which what was learned is kept on disk
 
 
-class Steps(torch.nn.Module):
-    """A packed matrix whose steps can be learned."""
+@dataclass(frozen=True)
+class Schedule:
+    """`count` steps of AdamW, `batch` windows each; rate: in means of each tensor; distill: share of the loss."""
+
+    count: int
+    batch: int
+    rate: float
+    clip: float
+    distill: float
+    seed: int = 0
+
+
+class Learned(torch.nn.Module):
+    """A packed matrix of which some numbers can be learned: its parameters."""
+
+    def dense(self) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Steps(Learned):
+    """A matrix in groups whose steps can be learned."""
 
     def __init__(self, coded: Coded):
         super().__init__()
@@ -41,7 +58,6 @@ class Steps(torch.nn.Module):
         assert zero is not None
         self.zero = torch.from_numpy(zero.astype(np.float32))
         self.scale = torch.nn.Parameter(torch.from_numpy(scale.astype(np.float32)))
-        self.least = self.scale.detach() / 16
 
     def codes(self) -> np.ndarray:
         return unpack_fixed(self.stream, self.shape[0] * self.shape[1], self.bits).reshape(self.shape)
@@ -55,7 +71,7 @@ class Steps(torch.nn.Module):
 
 
 class StepLinear(torch.nn.Module):
-    def __init__(self, steps: Steps, bias: torch.Tensor | None):
+    def __init__(self, steps: Learned, bias: torch.Tensor | None):
         super().__init__()
         self.steps, self.bias, self.short = steps, bias, half_is_fast()
 
@@ -64,7 +80,7 @@ class StepLinear(torch.nn.Module):
 
 
 class StepEmbedding(torch.nn.Module):
-    def __init__(self, steps: Steps, inner: torch.nn.Module):
+    def __init__(self, steps: Learned, inner: torch.nn.Module):
         super().__init__()
         self.steps, self.factor = steps, getattr(inner, "embed_scale", None)
 
@@ -74,41 +90,38 @@ class StepEmbedding(torch.nn.Module):
 
 
 class EndToEnd:
-    """run() -> the coded matrices with the steps that were learned, by tensor name."""
+    """run() trains the parameters of `matrices`, by tensor name, where they are."""
 
-    def __init__(self, recipe: EfficientQAT, model: Model, tokens: torch.Tensor, coded: dict[str, Coded],
+    def __init__(self, schedule: Schedule, model: Model, tokens: torch.Tensor, matrices: Mapping[str, Learned],
                  work: Unfinished):  # fmt: skip
-        self.recipe, self.model, self.tokens, self.work = recipe, model, tokens, work
+        self.schedule, self.tokens, self.work = schedule, tokens, work
         self.module: Any = model.build()
-        self.steps = {
-            n: Steps(c) for n, c in coded.items() if len(c.bands) == 1 and c.bands[0].level == "zero"
-        }
-        self.coded = coded
+        self.matrices = dict(matrices)
         self._install()
-        self.teacher: Any = model.build() if recipe.distill else None
+        self.teacher: Any = model.build() if schedule.distill else None
 
     def _install(self) -> None:
         owners = dict(self.module.named_modules())
-        names = [(n, n) for n in self.steps] + [
-            (t, k) for t, k in tied(self.module).items() if k in self.steps
-        ]
+        names = [(n, n) for n in self.matrices]
+        names += [(t, k) for t, k in tied(self.module).items() if k in self.matrices]
         for name, kept in names:
             path = name.removesuffix(".weight")
-            owner, steps = owners.get(path), self.steps[kept]
+            owner, matrix = owners.get(path), self.matrices[kept]
             if type(owner) is torch.nn.Linear:
-                put(self.module, path, StepLinear(steps, owner.bias))
+                put(self.module, path, StepLinear(matrix, owner.bias))
             elif isinstance(owner, torch.nn.Embedding):
-                put(self.module, path, StepEmbedding(steps, owner))
-        self.steps = {n: s for n, s in self.steps.items() if any(m is s for m in self.module.modules())}
+                put(self.module, path, StepEmbedding(matrix, owner))
+        used = set(self.module.modules())
+        self._parameters = [p for m in self.matrices.values() if m in used for p in m.parameters()]
         for block in block_list(self.module):
             block.forward = _checkpointed(block.forward)
 
-    def run(self) -> dict[str, Coded]:
-        recipe = self.recipe
-        parameters = [s.scale for s in self.steps.values()]
-        groups = [{"params": [p], "lr": recipe.step_rate * float(p.detach().mean())} for p in parameters]
+    def run(self) -> None:
+        parameters = self._parameters
+        rates = [self.schedule.rate * float(p.detach().mean()) for p in parameters]
+        least = [p.detach() / 16 for p in parameters]
+        groups = [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
         optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-        rates = [group["lr"] for group in optimiser.param_groups]
         begin = self._resumed(optimiser)
         batches = list(self._batches())
         for at in track(range(begin, len(batches)), "training the steps", total=len(batches) - begin):
@@ -117,20 +130,19 @@ class EndToEnd:
             with torch.enable_grad():
                 loss = self.loss(batches[at])
                 loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             with torch.no_grad():
-                for steps in self.steps.values():
-                    torch.maximum(steps.scale, steps.least, out=steps.scale.data)
+                for parameter, low in zip(parameters, least, strict=True):
+                    torch.maximum(parameter, low, out=parameter.data)
             if (at + 1) % _KEEP == 0:
                 self._keep(at + 1, optimiser)
-        return {**self.coded, **{n: s.settled() for n, s in self.steps.items()}}
 
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
         """Of the next token, or of the float model's word on it."""
         logits = self.module(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-        share = self.recipe.distill
+        share = self.schedule.distill
         found = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()) * (1 - share)
         if self.teacher is not None:
             with torch.no_grad():
@@ -139,20 +151,21 @@ class EndToEnd:
         return found
 
     def _batches(self) -> Iterator[torch.Tensor]:
-        """`steps` batches; the windows in a new order each time round."""
-        draw = torch.Generator().manual_seed(self.recipe.seed)
+        """The windows in a new order each time round."""
+        draw = torch.Generator().manual_seed(self.schedule.seed)
         order: list[int] = []
-        for _ in range(self.recipe.steps):
-            while len(order) < self.recipe.batch:
+        size = self.schedule.batch
+        for _ in range(self.schedule.count):
+            while len(order) < size:
                 order += torch.randperm(len(self.tokens), generator=draw).tolist()
-            yield self.tokens[order[: self.recipe.batch]]
-            order = order[self.recipe.batch :]
+            yield self.tokens[order[:size]]
+            order = order[size:]
 
     def _keep(self, at: int, optimiser: Any) -> None:
         arrays: dict[str, np.ndarray] = {}
-        for i, steps in enumerate(self.steps.values()):
-            told = optimiser.state[steps.scale]
-            arrays |= {f"{i}/s": steps.scale.detach().numpy(), f"{i}/m": told["exp_avg"].numpy(),
+        for i, parameter in enumerate(self._parameters):
+            told = optimiser.state[parameter]
+            arrays |= {f"{i}/s": parameter.detach().numpy(), f"{i}/m": told["exp_avg"].numpy(),
                        f"{i}/v": told["exp_avg_sq"].numpy()}  # fmt: skip
         self.work.put("steps", Packed(arrays, {"room": "weights", "method": {}, "at": at}))
 
@@ -161,10 +174,10 @@ class EndToEnd:
         if part is None:
             return 0
         at = int(part.meta["at"])
-        for i, steps in enumerate(self.steps.values()):
+        for i, parameter in enumerate(self._parameters):
             s, m, v = (torch.from_numpy(part.arrays[f"{i}/{k}"].copy()) for k in "smv")
-            steps.scale.data = s
-            optimiser.state[steps.scale] = {"step": torch.tensor(float(at)), "exp_avg": m, "exp_avg_sq": v}
+            parameter.data = s
+            optimiser.state[parameter] = {"step": torch.tensor(float(at)), "exp_avg": m, "exp_avg_sq": v}
         return at
 
 

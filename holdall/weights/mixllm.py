@@ -50,12 +50,14 @@ class MixLLM(WeightCodec):
         each width but the last gets without one (paper 0.1 or 0.2); group columns of a grid (paper 128); salience
         first, second or diagonal; by global (paper), layer, random, magnitude; clip (paper True); compensate (paper
         True); damp share of the mean moment; weighted (paper False) moments; for a step a row: even, trust, prior,
-        thrift; windows x window tokens of calibration.
+        thrift; windows x window tokens of calibration; tune steps of training end to end, with rate and distill
+        (1: what the float model says, 0: the text).
     Differs from the paper:
         `widths=(8, 4), group=128, weighted=False` is the paper's, but that embeddings and head are rows like all
         others (the paper leaves them in half precision), that zero is always within a grid, and that a last group may
         be shorter. A step for each row (`widths=None` under a budget) is ours: cost * step^2 is alike for all rows,
-        columns are scaled so that an error in each costs alike, and codes are entropy coded. Second moments weigh
+        columns are scaled so that an error in each costs alike, and codes are entropy coded; `tune` lets steps and
+        columns learn, as in EfficientQAT. Second moments weigh
         tokens by their squared gradients. Lookups count in a step a row, not in salience. Activations stay floats here
         (`holdall.weights.two_step` is the product with 8-bit ones); the fused CUDA kernel is not built.
     Example:
@@ -97,7 +99,7 @@ class MixLLM(WeightCodec):
     damp: float = knob(0.05, "share of the mean second moment added to each", other=0.5)
     weighted: bool = knob(True, "weigh tokens by their gradients in second moments", paper=False, other=False)
     even: float = knob(
-        0.5, "how far columns are scaled to cost alike, 0 to 1", paper=0.0, other=0.0, at=_TIGHT
+        0.25, "how far columns are scaled to cost alike, 0 to 1", paper=0.0, other=0.0, at=_TIGHT
     )
     trust: float = knob(
         0.75, "power of the costs that gradients tell; 0: as if all cost alike", other=0.25, at=_TIGHT
@@ -108,6 +110,9 @@ class MixLLM(WeightCodec):
     prior: float = knob(0.05, "of the mean cost, added to each row's", other=1.0, at=_TIGHT)
     windows: int = knob(16, "calibration windows", other=1)
     window: int = knob(512, "tokens a window", unit="tokens", other=64)
+    tune: int = knob(0, "steps of training end to end, of two windows each", other=2, at=_TIGHT)
+    rate: float = knob(1e-3, "learning rate then, in mean steps", other=1e-2, at=_TIGHT | {"tune": 2})
+    distill: float = knob(1.0, "share of the float model's word then", other=0.0, at=_TIGHT | {"tune": 2})
 
     def __post_init__(self) -> None:
         widths, shares = self.widths or _PAPER, self.shares
@@ -120,8 +125,13 @@ class MixLLM(WeightCodec):
             raise BadInput("rows", f"by {self.by}, {self.salience}", f"one of {wanted}")
         if min(self.group, self.windows, self.damp, self.prior) < 0 or self.window < 2:
             raise BadInput("mixllm", str(self.to_dict()), "group, windows, damp and prior of at least 0")
-        if not all(0 <= v <= 1 for v in (self.even, self.trust, 2 * self.thrift)):
-            raise BadInput("mixllm", str(self.to_dict()), "even and trust from 0 to 1, thrift to 0.5")
+        if (
+            not all(0 <= v <= 1 for v in (self.even, self.trust, 2 * self.thrift, self.distill))
+            or self.tune < 0
+        ):
+            raise BadInput(
+                "mixllm", str(self.to_dict()), "even, trust, distill from 0 to 1, thrift to 0.5, tune >= 0"
+            )
 
     def columns(self, w: np.ndarray) -> int:
         """Columns of a group of this matrix."""
@@ -133,12 +143,13 @@ class MixLLM(WeightCodec):
 
         limit = self.allowed(x, budget)
         if limit is not None and self.widths is None:
-            return finish(Stepped(self, x).fit(limit), to)
+            made = Stepped(self, x)
+            return finish(made.tuned(limit, to) if self.tune else made.fit(limit), to)
         widths = self.widths or _PAPER
-        made = Mixed(self, x, widths)
+        both = Mixed(self, x, widths)
         if limit is None:
-            return finish(self._file(x, made, self.shares, widths), to)
-        return finish(self._within(x, made, limit, widths), to)
+            return finish(self._file(x, both, self.shares, widths), to)
+        return finish(self._within(x, both, limit, widths), to)
 
     def _file(self, x: Model, made: Mixed, shares: tuple[float, ...], widths: tuple[int, ...]) -> Packed:
         return coded_file.write(self, x, made.coded(made.rows(shares, widths)))

@@ -29,12 +29,14 @@ class Model:
     state: tensors by transformers' names; a head that is tied to the embeddings is there once, as embeddings.
     files: config.json, tokenizer.json and their like, as bytes, whatever there is.
     calibration: text to calibrate on; None is the default text (`weights.texts`).
+    moments: second moments of matrices' inputs [I, I], by name, where they were measured (`weights.inputs`).
     """
 
     state: dict[str, torch.Tensor]
     files: dict[str, bytes] = field(default_factory=dict)
     name: str = "model"
     calibration: str | None = None
+    moments: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def read(cls, where: str) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from holdall.errors import BadInput
@@ -41,13 +42,18 @@ def open(path: str | Packed, memory: Spend = None, activations: int = 16) -> tor
     return module
 
 
-def quantize_(module: torch.nn.Module, method: Method | str, budget: Spend = None) -> torch.nn.Module:
+def quantize_(
+    module: torch.nn.Module, method: Method | str, budget: Spend = None, *, data: Iterable[Any] | None = None
+) -> torch.nn.Module:
     """Put packed matrices in place of a module's linears and convolutions, in place; returns the module.
 
     budget: of those matrices together, as `encode` takes it. Tables that share a linear's weights are packed with it.
-    Methods that calibrate on text see weights only here; everything is for inference afterwards.
+    data: batches (tensors, or dicts of named arguments) that are run through the module first, so that methods which
+    weigh errors by what goes into a matrix (mixllm) can; without, they see weights only. Everything is for inference
+    afterwards. Grouped convolutions and subclasses with a forward of their own keep full-size weights, rounded.
     """
     from holdall.registry import get
+    from holdall.weights.inputs import second_moments
     from holdall.weights.packed_linear import put, stands_for
 
     made: Any = get(method)() if isinstance(method, str) else method
@@ -57,7 +63,8 @@ def quantize_(module: torch.nn.Module, method: Method | str, budget: Spend = Non
     weights = {paths[0] + ".weight": _matrix(module.get_submodule(paths[0])) for paths in places}
     if not weights:
         raise BadInput("module", type(module).__name__, "one with Linear or Conv2d in it")
-    shell, held = made.held(made.encode(Model(weights, name=type(module).__name__), budget))
+    moments = {} if data is None else second_moments(module, data)
+    shell, held = made.held(made.encode(Model(weights, name=type(module).__name__, moments=moments), budget))
     for paths in places:
         name = paths[0] + ".weight"
         for path in paths:
@@ -83,7 +90,7 @@ def _places(module: torch.nn.Module) -> list[list[str]]:
     found: dict[int, list[str]] = {}
     wanted = set()
     for path, owner in module.named_modules(remove_duplicate=False):
-        if type(owner) in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Embedding) and path:
+        if isinstance(owner, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Embedding) and path:
             found.setdefault(id(owner.weight), []).append(path)
             if not isinstance(owner, torch.nn.Embedding):
                 wanted.add(id(owner.weight))

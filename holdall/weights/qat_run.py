@@ -6,21 +6,19 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
-import xxhash
 
 from holdall.errors import BadInput, BudgetError
 from holdall.packed import Packed
 from holdall.weights import coded_file
 from holdall.weights.block_training import BlockTraining
 from holdall.weights.coded import Coded
-from holdall.weights.end_to_end import EndToEnd
+from holdall.weights.end_to_end import EndToEnd, Schedule, Steps
 from holdall.weights.fake_quant import codes_of, starts
 from holdall.weights.model import Model
 from holdall.weights.qat_plan import Plan, Planner, table
 from holdall.weights.qat_starts import SHRINKS
 from holdall.weights.scaling import Walk, block_list, windows
-from holdall.weights.stored import raw
-from holdall.weights.unfinished import unfinished
+from holdall.weights.unfinished import digest, unfinished
 
 if TYPE_CHECKING:
     from holdall.weights.efficientqat import EfficientQAT
@@ -52,7 +50,9 @@ class Run:
         return found
 
     def packed(self) -> Packed:
-        with unfinished(self.to, {"recipe": self.recipe.to_dict(), "of": self._digest()}) as work:
+        with unfinished(
+            self.to, {"recipe": self.recipe.to_dict(), "of": digest(self.model, self.tokens, self.limit)}
+        ) as work:
             self.work = work
             if self.limit is None:
                 return self._trained(self._planned(None))
@@ -110,8 +110,17 @@ class Run:
             tables = self._filled(plan, blocks, self.limit)
         coded = self.blocks = blocks | tables
         if self.recipe.steps:
-            coded = EndToEnd(self.recipe, self.model, self._long(), coded, self.work).run()
+            coded = coded | self._learned(coded)
         return self.written(coded)
+
+    def _learned(self, coded: dict[str, Coded]) -> dict[str, Coded]:
+        """Those that have steps to learn, with what they learned."""
+        r = self.recipe
+        schedule = Schedule(r.steps, r.batch, r.step_rate, r.clip, r.distill, r.seed)
+        whole = {n: c for n, c in coded.items() if len(c.bands) == 1 and c.bands[0].level == "zero"}
+        steps = {n: Steps(c) for n, c in whole.items()}
+        EndToEnd(schedule, self.model, self._long(), steps, self.work).run()
+        return {n: s.settled() for n, s in steps.items()}
 
     def _long(self) -> torch.Tensor:
         return windows(self.model, self.recipe.steps * self.recipe.batch, self.recipe.window)
@@ -140,13 +149,3 @@ class Run:
             )
             fine, coarse = (fine, middle) if size <= left else (middle, coarse)
         return {n: table(self.model.state[n], step * coarse) for n, step in plan.steps.items()}
-
-    def _digest(self) -> str:
-        """Of the model, and of the text."""
-        total = xxhash.xxh3_128()
-        for name, tensor in self.model.state.items():
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(raw(tensor).tobytes())
-        total.update(self.tokens.numpy().tobytes())
-        total.update(f"{self.limit} {torch.__version__}".encode())
-        return total.hexdigest()

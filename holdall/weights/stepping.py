@@ -14,11 +14,12 @@ from holdall.errors import BudgetError
 from holdall.optional import lazy
 from holdall.packed import Packed
 from holdall.progress import track
-from holdall.weights import by_column
+from holdall.weights import by_column, coded_file
 from holdall.weights.allotment import spent
 from holdall.weights.calibrated import Known, calibrate
 from holdall.weights.coded import WIDTHS, Coded
 from holdall.weights.compensation import Grid, compensated, factor
+from holdall.weights.scaling import windows
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,11 @@ else:
 _MIDDLE = 128  # codes are made around it, and moved to the least width that holds their row
 _SAMPLE = 128  # rows of a matrix that bits are guessed from
 _NEAR, _TRIES = 0.996, 4
+_TOGETHER, _CLIP, _SLACKS = (
+    2,
+    0.3,
+    (0.002, 0.02),
+)  # of training end to end: windows a step, norm of the gradient
 _ENDLESS = 2.0**40  # a level at which all steps are the coarsest
 _TINY = 2.0**-20  # a step that half precision still holds well
 _LOOSE = (
@@ -126,13 +132,16 @@ class Stepped:
         known = calibrate(x, recipe.windows, recipe.window, weighted=recipe.weighted)
         self._parts = {n: _Part(k, recipe) for n, k in track(known.items(), "factors", total=len(known))}
         self._count = sum(p.weight.size for p in self._parts.values())
+        self._columns = {n: p.columns for n, p in self._parts.items() if p.columns is not None}
+
+    def coded(self, level: float) -> dict[str, Coded]:
+        return {n: p.coded(level) for n, p in track(self._parts.items(), "rounding", total=len(self._parts))}
+
+    def _file(self, coded: dict[str, Coded], columns: dict[str, np.ndarray]) -> Packed:
+        return by_column.added(coded_file.write(self._recipe, self._x, coded), columns)
 
     def packed(self, level: float) -> Packed:
-        from holdall.weights import coded_file
-
-        parts = track(self._parts.items(), "rounding", total=len(self._parts))
-        made = coded_file.write(self._recipe, self._x, {n: p.coded(level) for n, p in parts})
-        return by_column.added(made, {n: p.columns for n, p in self._parts.items() if p.columns is not None})
+        return self._file(self.coded(level), self._columns)
 
     def level(self, bits: float) -> float:
         """Where codes take so many bits a weight, as far as can be guessed."""
@@ -147,21 +156,50 @@ class Stepped:
 
     def fit(self, limit: int) -> Packed:
         """The finest steps whose file fits, within a few thousandths."""
+        return self._fitted(limit)[1]
+
+    def tuned(self, limit: int, to: str | None) -> Packed:
+        """The same, and then steps and columns learn from text end to end. Killed, that goes on (`unfinished`)."""
+        from holdall.weights.end_to_end import EndToEnd, Schedule
+        from holdall.weights.row_steps import RowSteps
+        from holdall.weights.unfinished import digest, unfinished
+
+        recipe, model = self._recipe, self._x
+        tokens = windows(model, recipe.tune * _TOGETHER, recipe.window)
+        schedule = Schedule(recipe.tune, _TOGETHER, recipe.rate, _CLIP, recipe.distill)
+        packed: Packed | None = None
+        for slack in _SLACKS:  # learned steps take a few bytes more or less
+            level, first = self._fitted(limit - int(slack * limit))
+            if not {"config.json", "tokenizer.json"} <= set(model.files):
+                return first
+            inputs = {"recipe": recipe.to_dict(), "of": digest(model, tokens, limit), "slack": slack}
+            with unfinished(to, inputs) as work:
+                rows = {n: RowSteps(c, self._columns.get(n)) for n, c in self.coded(level).items()}
+                EndToEnd(schedule, model, tokens, rows, work).run()
+                settled = {n: r.settled() for n, r in rows.items()}
+            columns = {n: c for n, (_, c) in settled.items() if c is not None}
+            packed = self._file({n: coded for n, (coded, _) in settled.items()}, columns)
+            if packed.nbytes <= limit:
+                return packed
+        assert packed is not None
+        raise BudgetError(limit, packed.nbytes, who="weights.mixllm", why="steps that were learned")
+
+    def _fitted(self, limit: int) -> tuple[float, Packed]:
         best, rest = None, 0.0
         level = self.level(8 * limit / max(1, self._count))
         for _ in range(_TRIES):
             made = self.packed(level)
             if made.nbytes <= limit:
-                best = made if best is None or made.nbytes > best.nbytes else best
+                best = (level, made) if best is None or made.nbytes > best[1].nbytes else best
                 if made.nbytes >= _NEAR * limit or self._bits(level) >= self._bits(level / 4) - 0.01:
                     return best
             rest = made.nbytes - self._bits(level) * self._count / 8  # what the guess does not know of
             level = self.level(8 * (limit * (1 + _NEAR) / 2 - rest) / max(1, self._count))
         if best is None:
-            best = self.packed(_ENDLESS)
-            if best.nbytes > limit:
-                raise BudgetError(limit, best.nbytes, who="weights.mixllm", why="the coarsest steps")
+            least = self.packed(_ENDLESS)
+            if least.nbytes > limit:
+                raise BudgetError(limit, least.nbytes, who="weights.mixllm", why="the coarsest steps")
             while (made := self.packed(level)).nbytes > limit:
                 level *= 1.1
-            best = made
+            best = (level, made)
         return best

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 
 from holdall.errors import CorruptArtefact
 from holdall.files import is_local, local_path
 from holdall.packed import Packed
+from holdall.weights.model import Model
+from holdall.weights.stored import raw
 
 
 class Unfinished:
@@ -92,6 +95,17 @@ class States:
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def digest(model: Model, tokens: torch.Tensor, limit: int | None) -> str:
+    """Of a model, the text that it learns from, and its budget."""
+    total = xxhash.xxh3_128()
+    for name, tensor in model.state.items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(raw(tensor).tobytes())
+    total.update(tokens.numpy().tobytes())
+    total.update(f"{limit} {torch.__version__}".encode())
+    return total.hexdigest()
 
 
 @contextmanager

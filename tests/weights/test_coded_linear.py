@@ -1,5 +1,7 @@
 """Modules with packed matrices: they compute what the decoded model computes, and hold no more than they say."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,11 @@ from torch import nn
 from weights.test_coded import draw
 
 import holdall
-from holdall import BudgetError
+from holdall import BadInput, BudgetError
 from holdall.packed import Packed
-from holdall.weights import BitStack, Coded, Model, RoundToNearest, coded_file, quantize_
+from holdall.weights import BitStack, Coded, MixLLM, Model, RoundToNearest, coded_file, quantize_
 from holdall.weights.coded_linear import CodedMatrix
+from holdall.weights.inputs import second_moments
 from holdall.weights.packed_linear import PackedConv2d, PackedEmbedding, PackedLinear
 
 
@@ -96,6 +99,46 @@ def test_what_cannot_stay_packed_gets_the_decoded_numbers():
     before = net[0].weight.detach().clone()
     quantize_(net, RoundToNearest(bits=4))
     assert type(net[0]) is nn.Conv2d and 0 < float((net[0].weight.detach() - before).abs().max()) < 0.1
+
+
+def test_subclasses_are_rounded_too_and_keep_their_own_forward():
+    class Padded(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(Padded(4, 8, 3), nn.Flatten(), nn.Linear(8 * 25, 3))
+    x, before = torch.randn(2, 4, 6, 6), net[0].weight.detach().clone()
+    wanted = net(x)
+    quantize_(net, RoundToNearest(bits=6))
+    assert type(net[0]) is Padded and not torch.equal(net[0].weight, before)
+    assert 0 < float((net(x) - wanted).norm() / wanted.norm()) < 0.1
+
+
+def test_inputs_of_a_module_are_measured_and_make_its_errors_smaller():
+    """Where inputs go together, errors that know of it cost the outputs less at the same bytes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 24, 3, 2, 1, groups=2), nn.ReLU(), nn.Conv2d(24, 48, 1), nn.ReLU(), nn.Conv2d(48, 32, 3),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+    data = [torch.randn(64, 2, 16, 16).cumsum(-1) for _ in range(4)]
+    moments = second_moments(net, data)
+    seen = net[0](data[0]).relu().permute(0, 2, 3, 1).reshape(-1, 24)
+    truth = second_moments(nn.Sequential(nn.Linear(24, 1)), [seen])["0.weight"]
+    torch.testing.assert_close(
+        second_moments(net, data[:1])["2.weight"], truth, rtol=0.3, atol=0.3 * float(truth.max())
+    )
+    assert [len(m) for m in moments.values()] == [9, 24, 432, 128]
+    held, errors = torch.randn(8, 2, 16, 16).cumsum(-1), []
+    with torch.no_grad():
+        wanted = net(held)
+        for batches in (data, None):
+            small = quantize_(copy.deepcopy(net), MixLLM(), "12%", data=batches)
+            errors.append(float((small(held) - wanted).norm() / wanted.norm()))
+    assert errors[0] < 0.8 * errors[1]
+    with pytest.raises(BadInput, match="batches"):
+        quantize_(net, MixLLM(), "12%", data=[])
 
 
 def test_shared_weights_stay_shared():

@@ -8,7 +8,7 @@ from holdall.errors import BadInput, BudgetError
 from holdall.weights import EfficientQAT, Model
 from holdall.weights.block_training import BlockTraining
 from holdall.weights.coded_file import read
-from holdall.weights.end_to_end import EndToEnd
+from holdall.weights.end_to_end import EndToEnd, Schedule, Steps
 from holdall.weights.fake_quant import Dequantise, FakeQuant, codes_of, dequantised, naive_fake_quant, starts
 from holdall.weights.qat_plan import table
 from holdall.weights.qat_run import Run
@@ -133,7 +133,8 @@ def test_fake_quantised_logits_are_the_packed_models(corner, tmp_path):
     packed = run.packed()
     _, coded = read(packed)
     work = Unfinished(tmp_path / "w", "test")
-    learner = EndToEnd(QUICK, corner, run.tokens, coded, work)
+    steps = {n: Steps(c) for n, c in coded.items()}
+    learner = EndToEnd(Schedule(0, 2, 1e-3, 0.3, 0.0), corner, run.tokens, steps, work)
     with torch.no_grad():
         fake = learner.module(input_ids=run.tokens[:2]).logits
         stored = EfficientQAT().decode(packed).build()(input_ids=run.tokens[:2]).logits
