@@ -1,5 +1,6 @@
 """EfficientQAT as a long job: it is killed and goes on, and holds one block."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -64,3 +65,33 @@ def test_parts_of_other_inputs_are_not_used(corner, tmp_path):
     work.put("block-0", Packed({}, {"room": "weights", "method": {}, "error": {}}))
     packed = QUICK.encode(corner, to=str(path))
     assert packed.to_bytes() == QUICK.encode(corner).to_bytes()
+
+
+PEAK = """
+import json, sys, torch
+from holdall.meter import Meter
+from holdall.weights import EfficientQAT, Model, quality
+corner, blocks = quality.real(), int(sys.argv[1])
+shape = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2}
+config = corner.config | shape | {"num_hidden_layers": blocks}
+x = Model({}, corner.files | {"config.json": json.dumps(config).encode()})
+for name, p in x.skeleton().named_parameters():
+    if not name.startswith("lm_head"):
+        x.state[name] = torch.ones(p.shape) if p.ndim == 1 else torch.randn(p.shape) * 0.05
+recipe = EfficientQAT(windows=2, window=32, steps=1, epochs=1, bits=2)
+recipe.encode(corner)  # what is loaded and compiled once
+with Meter() as meter:
+    recipe.encode(x)
+print(json.dumps([meter.peak_bytes, 4 * sum(t.numel() for n, t in x.state.items() if ".0." in n)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_further_block_costs_its_numbers_and_not_its_training():
+    """Of what it takes as float, which the caller holds, training it would cost six times as much again."""
+    peaks = {}
+    for blocks in (3, 15):
+        words = [sys.executable, "-c", PEAK, str(blocks)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        peaks[blocks], block = json.loads(done.stdout)
+    assert 5 * block < peaks[3] and peaks[15] - peaks[3] < 12 * 0.4 * block
