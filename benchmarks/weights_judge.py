@@ -28,10 +28,10 @@ def text(name: str, instead: str) -> str:
 
 
 class Judge:
-    """Perplexity and top-1 agreement on the protocol's windows; the float model is asked once."""
+    """Perplexity and top-1 agreement on the protocol's windows, or another text's; the float model is asked once."""
 
-    def __init__(self, model: Model, windows: int, length: int):
-        ids = model.tokenizer().encode(text("wikitext2-test-raw.txt", held_out_text()))
+    def __init__(self, model: Model, windows: int, length: int, of: str = "wikitext2-test-raw.txt"):
+        ids = model.tokenizer().encode(text(of, held_out_text()))
         self.tokens = spread(ids, 16, 1024, every=max(1, 16 // windows))[:windows, :length]
         self.float, self.top = self._ask(model.build())
 
