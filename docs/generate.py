@@ -29,7 +29,20 @@ PLAIN = {
 }
 NOTE = "<!-- Written by docs/generate.py; change the docstring instead. -->\n\n"
 SECTIONS = ("Shapes", "Cost", "Knobs", "Differs from the paper", "Example", "Paper", "Test")
-VERBS = ("pack", "unpack", "info", "verify", "run", "serve", "adapters", "cache", "grep", "measure", "methods", "show")
+VERBS = (
+    "pack",
+    "unpack",
+    "info",
+    "verify",
+    "run",
+    "serve",
+    "adapters",
+    "cache",
+    "grep",
+    "measure",
+    "methods",
+    "show",
+)
 
 
 def catalogue() -> str:

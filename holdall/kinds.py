@@ -29,6 +29,7 @@ class Codec(Method):
 
     kind: ClassVar[str] = "codec"
     lossless: ClassVar[bool] = False
+    usual: ClassVar[bool] = False  # what its room packs with where no method is named
 
     @abstractmethod
     def encode(self, x: Any, budget: Spend = None, *, to: str | None = None) -> Packed:

@@ -42,6 +42,7 @@ class Packed:
     def __init__(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]):
         self.arrays: Mapping[str, np.ndarray] = arrays
         self.meta: dict[str, Any] = dict(meta)
+        self.notes: dict[str, Any] = {}  # from whoever made it to whoever asked; not in the file
         self._size: int | None = None
 
     @property

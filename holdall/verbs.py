@@ -18,7 +18,7 @@ _HEAD = 64 << 10
 
 
 def codec_for(url: str) -> Codec:
-    """The default codec of the room that knows this file: the first codec that the room imports."""
+    """The codec of the room that knows this file: its usual one, or the first that it imports."""
     head = b""
     if is_file(url) or not _known_without_a_file(url):
         with open_stream(url) as f:
@@ -26,9 +26,10 @@ def codec_for(url: str) -> Codec:
         if not head:
             raise BadInput("file", f"{url}, which is empty", "something to pack")
     for room in rooms():
-        for cls in methods(room).values():
-            if issubclass(cls, Codec) and cls.sniff(url, head):
-                return cls()
+        known = [c for c in methods(room).values() if issubclass(c, Codec) and c.sniff(url, head)]
+        if known:
+            found: Codec = next((c for c in known if c.usual), known[0])()
+            return found
     wanted = "a log, or a model (GGUF, safetensors, Hugging Face folder); or name a method with --with"
     raise BadInput("file", url, wanted)
 
@@ -71,11 +72,12 @@ def pack(
         raise BadInput("method", method.full_name(), "one that packs (a codec)")
     x = type(method).read_input(source) if isinstance(source, str) else source
     if calibrate is not None:
-        x = type(method).with_text(x, _text(calibrate))
+        x = type(method).with_text(x, text_of(calibrate))
     return method.encode(x, budget, to=to)
 
 
-def _text(url: str) -> str:
+def text_of(url: str) -> str:
+    """A text file, as one piece."""
     with open_stream(url) as f:
         raw = f.read()
     try:

@@ -12,7 +12,21 @@ from typing import Any
 
 import typer
 
-from holdall.cli import adapters, cache, grep, info, measure, methods, pack, run, serve, show, unpack, verify
+from holdall.cli import (
+    adapters,
+    cache,
+    grep,
+    info,
+    measure,
+    methods,
+    pack,
+    plan,
+    run,
+    serve,
+    show,
+    unpack,
+    verify,
+)
 from holdall.errors import HoldallError
 
 app = typer.Typer(
@@ -23,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (pack, unpack, info, verify, run, serve, adapters, cache, grep, measure, methods, show):
+for _verb in (pack, unpack, plan, info, verify, run, serve, adapters, cache, grep, measure, methods, show):
     _verb.register(app)
 
 _Told: Any = typer.BadParameter.__mro__[2]  # click's ClickException: a mistake in how a command was called

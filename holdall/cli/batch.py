@@ -47,17 +47,19 @@ def job(call: tuple[str, Any, str | None, str, str | None]) -> dict[str, Any]:
     with Meter() as meter:
         packed = pack(source, method, budget, to, calibrate)
     size_in, size_out = _input_bytes(source), packed.nbytes
+    told, searched = packed.meta["method"], packed.notes.get("search")
     packed.close()
     return {
         "input": source,
         "output": to,
-        "method": method.full_name(),
-        "knobs": {k: v for k, v in method.to_dict().items() if k != "method"},
+        "method": told["method"],
+        "knobs": {k: v for k, v in told.items() if k != "method"},
         "budget": budget,
         "input_bytes": size_in,
         "bytes": size_out,
         "ratio": size_in / size_out,
         **meter.figures(),
+        **({} if searched is None else {"search": searched.to_dict()}),
     }
 
 

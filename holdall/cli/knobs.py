@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def configured(
     `--inner kv.ems --inner.tau 0.7` sets a field of the method that the field `inner` holds.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    kinds = typing.get_type_hints(cls)
+    kinds = _kinds(cls)
     values: dict[str, Any] = {}
     spare: list[str] = []
     nested: dict[str, list[tuple[str, str | None]]] = {}
@@ -92,6 +93,18 @@ def configured(
         values[name], more = configured(type(held), inner, held)
         spare += more
     return (cls(**values) if base is None else base.but(**values)), spare
+
+
+def _kinds(cls: type[Any]) -> dict[str, Any]:
+    """Types of its fields, and of nothing else: class variables may name what only type checkers import."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        owner = next(k for k in cls.__mro__ if f.name in vars(k).get("__annotations__", {}))
+        alone = type(
+            owner.__name__, (), {"__annotations__": {f.name: vars(owner)["__annotations__"][f.name]}}
+        )
+        found |= typing.get_type_hints(alone, vars(sys.modules[owner.__module__]))
+    return found
 
 
 def _near(cls: type[Any], name: str, known: list[str]) -> str:

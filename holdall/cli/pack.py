@@ -50,6 +50,7 @@ def pack(
 
     Each INPUT becomes INPUT.hold, or what -o names. Options of a method are its fields:
     `holdall pack model.gguf --with weights.rtn --bits 4`; `holdall show weights.rtn` lists them.
+    Without --with a model's method is the one that measures best on a sample of it (`holdall show weights.auto`).
     """
     from holdall.budget import Budget
     from holdall.cli.batch import each, job, outputs
@@ -67,6 +68,8 @@ def pack(
     rows, faults = each(job, calls, jobs=jobs, engine=engine)
     for row in rows:
         if not json:
+            if "search" in row:
+                print(_searched(row["search"]), file=sys.stderr)
             print(_line(row))
     if json:
         as_json(rows[0] if len(found) == 1 and rows else rows)
@@ -118,6 +121,16 @@ def expand(given: list[str]) -> list[str]:
     if not found:
         raise BadInput("input", "nothing", "at least one file, folder, URL or name of a model")
     return list(dict.fromkeys(found))
+
+
+def _searched(search: dict[str, Any]) -> str:
+    """The table of what was tried, the best first."""
+    from holdall.report import Report
+
+    report = Report.from_dict(search)
+    known = report.provenance
+    title = f"tried on {known['sample']}{' (looked up)' if known['looked_up'] else ''}, the best first:"
+    return report.as_table(title=title)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -9,22 +9,27 @@ faster; `stable_rps` trains a network in a fixed number of parameters; `none` an
 makes a module's matrices packed ones where it stands.
 """
 
+from holdall.weights.auto import Auto
 from holdall.weights.binary import Binary, binarize
 from holdall.weights.binary_adapters import BinaryAdapters
 from holdall.weights.bitstack import BitStack
 from holdall.weights.coded import Coded
+from holdall.weights.edkm import EDKM
 from holdall.weights.efficientqat import EfficientQAT
 from holdall.weights.formats import Formats
 from holdall.weights.mixllm import MixLLM
 from holdall.weights.model import Model
 from holdall.weights.none import Nothing
 from holdall.weights.opening import open, quantize_
+from holdall.weights.palettizing import palettize_
 from holdall.weights.random import Random
 from holdall.weights.rtn import RoundToNearest
 from holdall.weights.sparse import Sparse, compile_sparse, sparsify
 from holdall.weights.stable_rps import StableRPS
 
 __all__ = [
+    "EDKM",
+    "Auto",
     "Binary",
     "BinaryAdapters",
     "BitStack",
@@ -41,6 +46,7 @@ __all__ = [
     "binarize",
     "compile_sparse",
     "open",
+    "palettize_",
     "quantize_",
     "sparsify",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -12,8 +13,6 @@ from holdall.places import is_file
 from holdall.weights.model import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
     from holdall.packed import Packed

@@ -55,7 +55,7 @@ class BinaryAdapters(WeightTrainer):
         (True, 41)
 
     Paper: Jie, Wang and Deng, ICCV 2023.
-    Test: tests/weights/test_binary_adapters.py, tests/cli/test_cli_adapters.py, benchmarks/weights_adapters.py
+    Test: tests/weights/test_binary_adapters.py
     """
 
     name: ClassVar[str] = "binary_adapters"

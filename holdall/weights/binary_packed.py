@@ -137,7 +137,11 @@ class PackedBinaryConv(_Packed):
                 out,
                 g * every,
             )
-        return torch.from_numpy(out).reshape(len(x), self.out_channels, *form[-self.dimensions :]).to(input.dtype)
+        return (
+            torch.from_numpy(out)
+            .reshape(len(x), self.out_channels, *form[-self.dimensions :])
+            .to(input.dtype)
+        )
 
     def form(self, high: int, wide: int) -> tuple[int, ...]:
         left, right, top, bottom = self.padding

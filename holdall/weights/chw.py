@@ -12,6 +12,7 @@ from torch import nn
 from holdall.errors import BadInput
 from holdall.parts.rows import by_rows
 from holdall.weights.chw_choice import Choice, by_cost, by_time
+from holdall.weights.chw_kernels import flush
 from holdall.weights.chw_plan import Plan
 from holdall.weights.chw_program import OP, run
 from holdall.weights.conv_graph import folded
@@ -19,7 +20,6 @@ from holdall.weights.sparse_rows import pieces
 from holdall.weights.spmm_kernels import zeros
 
 _ENOUGH = 400_000  # multiply-adds of one operation from which a second thread gains something
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 class Compiled:
@@ -63,6 +63,7 @@ class Compiled:
         given, wanted = self.plan.given, self.plan.wanted
         into = arena[given.at : given.at + given.size].reshape(given.channels, -1)
         into[:, : given.pixels].reshape(x.shape)[...] = x
+        flush(into.reshape(-1))
         arrays = (self.ops, arena, arena, self.stream, self.steps, self.counts)
         if threads == 1:
             run(*arrays, 0, len(self.ops), 1, 0, 1)
@@ -109,5 +110,5 @@ class SparseNet(nn.Module):
         shape = (wanted.channels,) if wanted.vector else (wanted.channels, wanted.h, wanted.w)
         out = np.empty((len(x), *shape), np.float32)
         if len(x):
-            made(np.where(np.abs(x.numpy()) < _TINY, np.float32(0), x.numpy()), out)
+            made(x.numpy(), out)
         return torch.from_numpy(out)

@@ -43,8 +43,9 @@ def lowered(
 
 
 def is_depthwise(fields: dict[str, Any]) -> bool:
-    """Whether `chw_kernels.depthwise` does it: one channel in, one out, every or every other pixel of a row."""
-    return fields["inputs"] == fields["outputs"] == 1 < fields["groups"] and fields["step_x"] in (1, 2)
+    """Whether `chw_kernels.depthwise` does it: one channel in, one out, every or every other row and column."""
+    steps = (fields["step_y"], fields["step_x"])
+    return fields["inputs"] == fields["outputs"] == 1 < fields["groups"] and steps in ((1, 1), (2, 2))
 
 
 def _lines(size: int) -> int:

@@ -62,13 +62,12 @@ copy_rows: Any = intrinsic(_copy_rows)
 
 
 class _Taps:
-    """The operands of `taps`, and code for some rows."""
+    """The operands of `taps`, and code for some rows. size: of the kernel where it is known, else None."""
 
-    def __init__(self, builder: Any, step: int, args: Any):
-        self.builder, self.step = builder, step
-        self.x, self.pitch, self.weights, self.k, self.l, self.step_y = args[:6]
-        self.out, self.rows, self.width, low, high = args[6:]
-        self.low, self.high = (spread(builder, one, _VECTOR) for one in (low, high))
+    def __init__(self, builder: Any, step: int, size: int | None, args: Any):
+        self.builder, self.step, self.size = builder, step, size
+        self.x, self.pitch, self.weights, self.k, self.l, self.out, self.rows, self.width, *bounds = args
+        self.low, self.high = (spread(builder, one, _VECTOR) for one in bounds)
 
     def write(self) -> None:
         b, number = self.builder, self.rows.type
@@ -89,20 +88,28 @@ class _Taps:
         bias = spread(b, b.load(self.weights), _VECTOR)
         for one in sums:
             b.store(bias, one)
-        start = b.add(b.mul(b.mul(y, self.step_y), self.pitch), b.mul(column, number(self.step)))
-        with cgutils.for_range(b, self.k) as ky, cgutils.for_range(b, self.l) as kx:
-            at = b.add(b.mul(ky.index, self.l), kx.index)
-            weight = spread(b, b.load(b.gep(self.weights, [b.add(at, number(1))])), _VECTOR)
-            first = b.add(start, b.add(b.mul(ky.index, self.pitch), kx.index))
-            for r, one in enumerate(sums):
-                pixel = b.add(first, b.mul(b.mul(self.step_y, number(r)), self.pitch))
-                product = b.fmul(weight, self._pixels(pixel), flags=_FAST)
-                b.store(b.fadd(b.load(one), product, flags=_FAST), one)
+        start = b.add(b.mul(b.mul(y, number(self.step)), self.pitch), b.mul(column, number(self.step)))
+        if self.size is None:
+            with cgutils.for_range(b, self.k) as ky, cgutils.for_range(b, self.l) as kx:
+                self._tap(b.add(start, kx.index), ky.index, b.add(b.mul(ky.index, self.l), kx.index), sums)
+        else:
+            for place in range(self.size**2):
+                ky, kx = divmod(place, self.size)
+                self._tap(b.add(start, number(kx)), number(ky), number(place), sums)
         mask = _mask(b, b.sub(self.width, column))
         for r, one in enumerate(sums):
             clamped = pick(b, "<", pick(b, ">", b.load(one), self.low), self.high)
             to = b.add(b.mul(b.add(y, number(r)), self.width), column)
             _masked(b, "store", b.gep(self.out, [to]), mask, clamped)
+
+    def _tap(self, column: Any, ky: Any, place: Any, sums: list[Any]) -> None:
+        """One weight for all rows; what two rows need LLVM loads once, where the kernel's size is known."""
+        b, number = self.builder, ky.type
+        weight = spread(b, b.load(b.gep(self.weights, [b.add(place, number(1))])), _VECTOR)
+        for r, one in enumerate(sums):
+            pixel = b.add(column, b.mul(b.add(ky, number(r * self.step)), self.pitch))
+            product = b.fmul(weight, self._pixels(pixel), flags=_FAST)
+            b.store(b.fadd(b.load(one), product, flags=_FAST), one)
 
     def _pixels(self, at: Any) -> Any:
         """Neighbouring pixels, or every other one."""
@@ -116,8 +123,22 @@ class _Taps:
         return b.shuffle_vector(*found, ir.Constant(_INDEX, list(range(0, 2 * LANES, 2))))
 
 
+def _sized(builder: Any, step: int, args: Any, sizes: tuple[int, ...] = (3, 5)) -> None:
+    """Code for the usual sizes, and loops for all others."""
+    if not sizes:
+        _Taps(builder, step, None, args).write()
+        return
+    size = args[3].type(sizes[0])
+    same = builder.and_(*(builder.icmp_signed("==", one, size) for one in args[3:5]))
+    with builder.if_else(same) as (this, others):
+        with this:
+            _Taps(builder, step, sizes[0], args).write()
+        with others:
+            _sized(builder, step, args, sizes[1:])
+
+
 def _made(step: int) -> Any:
-    """fn(x, start, pitch, weights, value, k, l, step_y, out, to, rows, width, low, high).
+    """fn(x, start, pitch, weights, value, k, l, out, to, rows, width, low, high).
 
     One channel: x f32, its border included, rows `pitch` apart; weights f32: a bias, then k * l. Reads up to two
     vectors beyond the last row.
@@ -125,15 +146,15 @@ def _made(step: int) -> Any:
     n, f = types.intp, types.float32
 
     @intrinsic
-    def taps(typingctx, x, start, pitch, weights, value, k, ell, step_y, out, to, rows, width, low, high):  # type: ignore[no-untyped-def]
+    def taps(typingctx, x, start, pitch, weights, value, k, ell, out, to, rows, width, low, high):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             here, told, there = (
-                _base(context, builder, signature.args[i], args[i], args[i + 1]) for i in (0, 3, 8)
+                _base(context, builder, signature.args[i], args[i], args[i + 1]) for i in (0, 3, 7)
             )
-            _Taps(builder, step, [here, args[2], told, *args[5:8], there, *args[10:]]).write()
+            _sized(builder, step, [here, args[2], told, *args[5:7], there, *args[9:]])
             return context.get_dummy_value()
 
-        return types.void(x, n, n, weights, n, n, n, n, out, n, n, n, f, f), codegen
+        return types.void(x, n, n, weights, n, n, n, out, n, n, n, f, f), codegen
 
     return taps
 

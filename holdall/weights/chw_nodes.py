@@ -35,11 +35,12 @@ _CURVES: dict[Any, str] = {
 }
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+_SIZES = ("size",)  # of an image, which reshaping asks for
 _FLAT = (nn.Flatten, torch.flatten, "flatten", "view", "reshape", "squeeze")
 
 
 def told(node: Any, module: nn.Module) -> tuple[str, Any]:
-    """(word, detail): input, output, layer, same, clamp, curve, mean, flat, pad, add or product."""
+    """(word, detail): input, output, layer, same, clamp, curve, mean, flat, pad, add, product; weights: nothing."""
     if node.op in ("placeholder", "output", "get_attr"):
         return {"placeholder": "input", "output": "output", "get_attr": "weights"}[node.op], None
     layer = layer_of(node, module)
@@ -79,6 +80,8 @@ def _of_module(node: Any, owner: Any) -> tuple[str, Any]:
 
 def _of_function(node: Any) -> tuple[str, Any]:
     what, given = node.target, {**node.kwargs}
+    if what in _SIZES:
+        return "weights", None
     if what in _CLAMPS:
         return "clamp", _CLAMPS[what]
     if what is F.hardtanh:

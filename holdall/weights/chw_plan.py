@@ -52,8 +52,9 @@ class Plan:
         elif word == "output":
             if not isinstance(node.args[0], type(node)):
                 raise BadInput("net", "several results", "one")
-            self.wanted = self.env[node.args[0]]
-            self.wanted.names += 1
+            self.wanted = self._name(node, self.env[node.args[0]])
+            if any(self.wanted.pad):
+                raise BadInput("net", "padding at its end", "a convolution after it")
         else:
             getattr(self, f"_{word}")(node, self.env[node.args[0]], detail)
 
@@ -63,12 +64,13 @@ class Plan:
         return self._name(node, value)
 
     def _name(self, node: Any, value: Value) -> Value:
-        value.names += 1
+        (value.root or value).names += 1
         self.env[node] = value
         return value
 
     def _drop(self, node: Any) -> None:
         value = self.env.pop(node)
+        value = value.root or value
         value.names -= 1
         if not value.names:
             self.room.give(value.at, value.size)
@@ -119,13 +121,10 @@ class Plan:
             self._mean(node, x, None)
 
     def _pad(self, node: Any, x: Value, pad: tuple[int, int, int, int]) -> None:
-        if len(node.args[0].users) != 1 or min(pad) < 0:
-            raise BadInput(
-                "net", "padding of what others read, or less than none", "a convolution's own padding"
-            )
+        if min(pad) < 0:
+            raise BadInput("net", f"{node.name}: padding of {pad}", "none below 0")
         left, right, top, bottom = (a + b for a, b in zip(x.pad, pad, strict=True))
-        self._name(node, replace(x, pad=(left, right, top, bottom), names=0))
-        x.names += 1  # its room is the padded one's from here on
+        self._name(node, replace(x, pad=(left, right, top, bottom), root=x.root or x))
 
     def _add(self, node: Any, x: Value, _detail: Any) -> None:
         y = self.env[node.args[1]]

@@ -25,7 +25,8 @@ class Value:
         0,
         0,
     )  # left, right, top, bottom: zeros that were asked for around it
-    names: int = 0  # results that are this value
+    names: int = 0  # results that are this value, or it with zeros around it
+    root: Value | None = None  # which this is, but for the zeros
 
     @property
     def pixels(self) -> int:

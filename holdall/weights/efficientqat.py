@@ -62,6 +62,7 @@ class EfficientQAT(WeightCodec):
 
     name: ClassVar[str] = "efficientqat"
     brief: ClassVar[Mapping[str, Any]] = _QUICK
+    trains: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         93,
         "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models",

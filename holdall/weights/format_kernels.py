@@ -11,7 +11,7 @@ from numba import njit
 
 
 @njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
-def errors_whole(x, tops, fractions, levels, out):
+def errors_whole(x, tops, fractions, levels, out):  # type: ignore[no-untyped-def]
     """out [R, F]: of x [R, I] in `levels` steps on either side of zero, up to tops [R] * fractions [F]."""
     for r in range(x.shape[0]):
         row = x[r]
@@ -28,7 +28,7 @@ def errors_whole(x, tops, fractions, levels, out):
 
 
 @njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
-def errors_float(x, tops, fractions, exponent, mantissa, out):
+def errors_float(x, tops, fractions, exponent, mantissa, out):  # type: ignore[no-untyped-def]
     """out [R, F]: of x [R, I] in floats of so many bits, up to tops [R] * fractions [F]."""
     drop = np.int32(23 - mantissa)
     half, one, mask = np.int32((1 << (drop - 1)) - 1), np.int32(1), np.int32(-(1 << drop))

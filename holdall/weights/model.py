@@ -89,6 +89,13 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.files)
 
+    def check_tokens(self, ids: list[int]) -> None:
+        """Raise where the tokenizer is another model's: its numbers go beyond the table of embeddings."""
+        tables = self.embeddings()
+        if tables and ids and max(ids) >= len(self.state[tables[0]]):
+            rows = len(self.state[tables[0]])
+            raise BadInput("tokenizer", f"token number {max(ids)}", f"one for a model of {rows} tokens")
+
     def linears(self) -> list[str]:
         """Names of the matrices inside the blocks: no embeddings, no head, no norms."""
         if "config.json" not in self.files:  # a lone safetensors file: its names must do

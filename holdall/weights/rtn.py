@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -19,8 +20,6 @@ from holdall.weights.model import Model
 from holdall.weights.stored import described, files_of, section
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
     from holdall.weights.packed_linear import Held
@@ -60,6 +59,7 @@ class RoundToNearest(WeightCodec):
     """
 
     name: ClassVar[str] = "rtn"
+    tries: ClassVar[tuple[Mapping[str, Any], ...]] = ({}, {"group": 32}, {"group": 0})
     paper: ClassVar[Paper] = Paper(0, "Group-wise rounding to nearest", "no single paper claims it")
 
     bits: int | None = knob(

@@ -51,6 +51,7 @@ def windows(model: Model, count: int, length: int, skip: int = 0) -> torch.Tenso
         raise BadInput(
             "calibration text", f"{len(ids)} tokens", "at least two tokens; some thousand are better"
         )
+    model.check_tokens(ids)
     length = min(length, len(ids))
     count = min(count, max(1, len(ids) // length))
     room = len(ids) - length

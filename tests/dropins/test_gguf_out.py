@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import string
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from small_models import CLASSES, letters, tiny  # noqa: E402
+
 from holdall import verbs  # noqa: E402
 from holdall.dropins.gguf import GGUF  # noqa: E402
 from holdall.dropins.gguf_tokenizer import _told  # noqa: E402
@@ -20,35 +21,6 @@ from holdall.dropins.gguf_vocabulary import vocabulary  # noqa: E402
 from holdall.errors import BadInput  # noqa: E402
 from holdall.weights import BitStack, EfficientQAT, Model, Nothing, RoundToNearest, quality  # noqa: E402
 from holdall.weights import open as open_packed  # noqa: E402
-
-TINY = {
-    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma3"}
-NAMES = {"gemma3": "Gemma3TextConfig"}
-
-
-def tiny(arch: str, tied: bool) -> Model:
-    """A small random model of an architecture, with a tokenizer of bytes."""
-    torch.manual_seed(0)
-    made = getattr(transformers, NAMES.get(arch, f"{CLASSES[arch]}Config"))
-    more = {"sliding_window": 32, "query_pre_attn_scalar": 16} if arch == "gemma3" else {}
-    config = made(**TINY, tie_word_embeddings=tied, pad_token_id=None, **more)
-    net = getattr(transformers, f"{CLASSES[arch]}ForCausalLM")(config).eval()
-    told = {**json.loads(config.to_json_string()), "architectures": [type(net).__name__]}
-    files = {"config.json": json.dumps(told).encode(), "tokenizer.json": json.dumps(bytes_only()).encode()}
-    state = {n: t.clone() for n, t in net.state_dict().items() if not tied or n != "lm_head.weight"}
-    return Model(state, files, arch)
-
-
-def bytes_only() -> dict:
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    digits = {"type": "Digits", "individual_digits": True}
-    return _told(
-        vocab={t: i for i, t in enumerate([*string.ascii_letters, *string.digits, "Ġ", "ab"])}, merges=[["a", "b"]],
-        pre_tokenizer={"type": "Sequence", "pretokenizers": [digits, level]}, decoder=level,
-    )  # fmt: skip
 
 
 def packed(model: Model, method, where: Path) -> str:
@@ -195,7 +167,7 @@ def test_what_llama_cpp_would_read_wrongly_is_refused(tmp_path: Path, change: di
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused() -> None:
-    told = bytes_only()
+    told = letters()
     told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, {"type": "ByteLevel",
         "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}  # fmt: skip
     with pytest.raises(BadInput, match="Whitespace"):

@@ -34,7 +34,7 @@ def test_a_tenth_of_the_weights_keeps_the_accuracy_of_all():
     train, held = digits()
     dense = net()
     learn(dense, train, torch.optim.Adam(dense.parameters(), 4e-3), 8)
-    trained = Sparse(epochs=24).fit(net(), train)
+    trained = Sparse(epochs=16).fit(net(), train)
     whole, left = accuracy(dense, held), accuracy(trained.model, held)
     assert whole > 0.95 and left >= whole - 0.015, (whole, left)
     for owner in prunable(trained.model).values():

@@ -217,6 +217,25 @@ def net(act=nn.ReLU6, k=3):
     return made
 
 
+class Shared(nn.Module):
+    """Padding of what others read, too; a kernel that is no square; flattening by sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.around, self.conv = nn.ZeroPad2d(1), nn.Conv2d(6, 6, 3)
+        self.deep = nn.Conv2d(6, 6, (3, 5), padding=(1, 2), groups=6)
+
+    def forward(self, x):
+        y = self.conv(self.around(x)) + x
+        y = nn.functional.adaptive_avg_pool2d(nn.functional.relu(self.deep(y)) + y, 1)
+        return y.view(x.size(0), -1)
+
+
+def test_padding_is_seen_by_the_convolution_alone():
+    torch.manual_seed(0)
+    close(Shared(), torch.randn(2, 6, 9, 11))
+
+
 @pytest.mark.parametrize(("act", "k", "block"), [(nn.ReLU6, 3, 1), (nn.SiLU, 5, 2), (nn.Hardswish, 3, 4)])
 def test_a_whole_net_gives_what_torch_gives(act, k, block):
     made = net(act, k)
