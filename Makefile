@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
-BENCHES := logs weights kv vattention serve
+WEIGHTS := rows speed others formats qat gguf binary sparse stable_rps adapters
+BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve
 
 .PHONY: demo test lint format bench docs clean $(addprefix bench-,$(BENCHES))
 
@@ -38,6 +39,8 @@ format: .venv/ready-test
 	$(BIN)/ruff format .
 
 bench: $(addprefix bench-,$(BENCHES))
+
+bench-weights: $(addprefix bench-weights_,$(WEIGHTS))
 
 $(addprefix bench-,$(BENCHES)): bench-%: .venv/ready-test
 	$(BIN)/python benchmarks/$*.py $(ARGS)

@@ -134,6 +134,11 @@ def picture(found: dict[str, Any]) -> None:
             )
             if row.get("perplexity_ratio", 99) < 30 and "float" not in name:
                 lines.setdefault(kind, []).append((row["bytes"], row["perplexity_ratio"]))
+    rows = RESULTS.with_name("weights_rows.json")
+    sizes = json.loads(rows.read_text()) if rows.exists() else {}
+    for part, kind in (("sizes, shipped", "mixllm, shipped"), ("sizes, regauged", "mixllm, regauged")):
+        for row in sizes.get(part, {}).get("rows", {}).values():
+            lines.setdefault(kind, []).append((row["bytes"], row["perplexity_ratio"]))
     if lines:
         where = str(RESULTS.with_suffix(".png"))
         curves(lines, where, title="SmolLM2-135M: file size against perplexity", x="file (bytes)", y="perplexity ratio",
