@@ -62,6 +62,7 @@ class EDKM(WeightCodec):
     """
 
     name: ClassVar[str] = "edkm"
+    trains: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         73,
         "eDKM: An Efficient and Accurate Train-time Weight Clustering for Large Language Models",
