@@ -19,7 +19,9 @@ from holdall.weights.conv_graph import folded
 from holdall.weights.sparse_rows import pieces
 from holdall.weights.spmm_kernels import zeros
 
-_ENOUGH = 400_000  # multiply-adds of one operation from which a second thread gains something
+_ENOUGH = (
+    4_000_000  # multiply-adds of one operation from which a second thread gains more than waking it costs
+)
 
 
 class Compiled:

@@ -12,7 +12,7 @@ from holdall.weights.chw_program import OP, run
 from holdall.weights.sparse_rows import SparseRows
 from holdall.weights.spmm_kernels import LINE
 
-_ENOUGH = 200_000  # multiply-adds from which a second thread gains something
+_ENOUGH = 4_000_000  # multiply-adds from which a second thread gains more than waking it costs (about 50 us)
 
 
 class Multiply:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from holdall.errors import BadInput
+from holdall.parts.rows import by_rows
 from holdall.weights import compile_sparse, sparsify
 from holdall.weights.chw_choice import rows_at_once
 from holdall.weights.chw_kernels import CURVES, naive_conv, naive_curve, naive_full, naive_mean, naive_mixed
@@ -90,14 +91,17 @@ def test_channels_do_not_lie_a_power_of_two_apart():
     assert planes(np.zeros((3, 49))).ctypes.data % 64 == 0
 
 
-def test_threads_share_pixels_and_change_nothing():
+def test_threads_share_pixels_and_change_nothing(monkeypatch):
+    monkeypatch.setattr("holdall.weights.spmm._ENOUGH", 1)
+    shared = []
+    monkeypatch.setattr("holdall.weights.spmm.by_rows", lambda *a: (shared.append(a[1]), by_rows(*a)))
     weight, bias = sparse_matrix(64, 64, 0.5)
     x, outs = planes(np.random.default_rng(1).normal(size=(64, 777)).astype(np.float32)), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         outs.append(planes(np.zeros((64, 777))))
         Multiply([SparseRows.of(weight, bias)], x.shape[1])(x, outs[-1], 777)
-    assert (outs[0] == outs[1]).all() and (outs[0] == outs[2]).all()
+    assert (outs[0] == outs[1]).all() and (outs[0] == outs[2]).all() and shared == [1, 2, 3]
 
 
 def test_a_tenth_of_the_weights_takes_far_less_than_dense_time():
@@ -245,7 +249,8 @@ def test_a_whole_net_gives_what_torch_gives(act, k, block):
     close(made, torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last))
 
 
-def test_threads_and_the_cost_model_give_the_same():
+def test_threads_and_the_cost_model_give_the_same(monkeypatch):
+    monkeypatch.setattr("holdall.weights.chw._ENOUGH", 1)
     made = net().eval()
     sparsify(made, 0.9)
     x = torch.randn(3, 3, 48, 48)
