@@ -18,7 +18,7 @@ from holdall.weights.model import Model
 if TYPE_CHECKING:
     from holdall.weights.packed_linear import Held
 
-_LEARNS = {"learn": "always", "windows": 4, "window": 64, "steps": 3}  # where knobs of training matter
+_LEARNS = {"learn": "always", "windows": 4, "window": 32, "steps": 2}  # where knobs of training matter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class EDKM(WeightCodec):
 
     name: ClassVar[str] = "edkm"
     trains: ClassVar[bool] = True
+    brief: ClassVar[Mapping[str, Any]] = {"table_bits": 4}
     paper: ClassVar[Paper] = Paper(
         73,
         "eDKM: An Efficient and Accurate Train-time Weight Clustering for Large Language Models",
@@ -75,7 +76,7 @@ class EDKM(WeightCodec):
     )
     table_bits: int | None = knob(
         None, "bits of embeddings and heads; None is what a budget allows, 8 without one", unit="bit", paper=8,
-        other=4,
+        other=3,
     )  # fmt: skip
     rows: int = knob(0, "rows that share a table; 0 is all of a matrix", unit="rows", other=64)
     group: int | None = knob(
@@ -90,10 +91,10 @@ class EDKM(WeightCodec):
     tau: float = knob(0.1, "of the first step", unit="gap^2", other=0.5, at=_LEARNS)
     cooled: float = knob(0.02, "tau of the last step", unit="gap^2", other=0.5, at=_LEARNS)
     windows: int = knob(256, "calibration windows", other=2, at=_LEARNS)
-    window: int = knob(256, "tokens a window", unit="tokens", paper=2048, other=32, at=_LEARNS)
+    window: int = knob(256, "tokens a window", unit="tokens", paper=2048, other=16, at=_LEARNS)
     batch: int = knob(2, "windows a step", other=1, at=_LEARNS)
     steps: int = knob(100, "of training", other=1, at=_LEARNS)
-    rate: float = knob(1e-2, "learning rate, as a share of the gap between centroids", other=0.1, at=_LEARNS)
+    rate: float = knob(2e-2, "learning rate, as a share of the gap between centroids", other=0.1, at=_LEARNS)
     clip: float = knob(1.0, "most that the gradient's norm may be", other=1e-6, at=_LEARNS)
     learn: str = knob(
         "given", "given: from text that is given; always: without it from Python's language reference",

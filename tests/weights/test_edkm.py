@@ -22,7 +22,7 @@ from holdall.weights.perplexity import mean_loss
 from holdall.weights.saved_tensors import Saving
 from holdall.weights.scaling import windows
 
-QUICK = EDKM(learn="always", windows=4, window=64, steps=3)
+QUICK = EDKM(learn="always", windows=4, window=32, steps=2)
 
 
 def bits(t):
@@ -63,15 +63,12 @@ def test_gradients_are_plain_dkms_bit_for_bit_from_a_hundredth_of_the_bytes(real
     grad, hat, plain = back(*real)
     assert plain > 150e6
     held = {}
-    for name, how in {
-        "marshal": {"unique": False}, "unique": {"marshal": False}, "both": {}, "no hops": {"unique": False, "hops": 0},
-    }.items():  # fmt: skip
+    for name, how in {"marshal": {"unique": False}, "unique": {"marshal": False}, "both": {}}.items():
         saving = Saving(**how)
         mine, out, held[name] = back(*real, saving)
         assert torch.equal(bits(mine), bits(grad)) and torch.equal(bits(out), bits(hat)), name
         assert saving.held == 0  # nothing outlives the way back
     assert held["marshal"] < plain / 2  # maps once, and neither their casts nor their clamps
-    assert held["no hops"] > 1.3 * held["marshal"]  # which only the walk back finds
     assert held["unique"] < plain / 50 and held["both"] < 0.9 * held["unique"]
     w = real[0]
     values = len(unique(w.contiguous().view(torch.int16), w.dtype)[0])
@@ -111,6 +108,10 @@ def learner(rank):
     open(f"{sys.argv[1]}-{rank}.json", "w").write(json.dumps(told))
     dist.destroy_process_group()
 
+naive_dkm(torch.zeros(3).bfloat16(), torch.zeros(2), 1.0)
+leaf = torch.zeros(3).bfloat16().requires_grad_()
+with Saving(least=1).of(leaf):
+    dkm(leaf, torch.zeros(2), 1.0)[0].sum().backward()  # compiled once for all
 children = []
 for rank in range(4):
     pid = os.fork()
@@ -250,7 +251,7 @@ def learned(corner):
     for name, p in x.skeleton().named_parameters():
         if not name.startswith("lm_head"):
             x.state[name] = torch.ones(p.shape) if p.ndim == 1 else torch.randn(p.shape, generator=draw) * 0.1
-    module, tokens = x.build().requires_grad_(True), windows(x, 120, 96)
+    module, tokens = x.build().requires_grad_(True), windows(x, 120, 64)
     adam = torch.optim.AdamW(module.parameters(), 5e-3)
     for _ in range(100):
         some = tokens[torch.randint(len(tokens), (8,), generator=draw)]
@@ -263,24 +264,20 @@ def learned(corner):
     return x
 
 
-@pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_fine_tuning_takes_off_most_of_what_k_means_costs(learned, attention):
-    recipe = EDKM(
-        bits=2, table_bits=4, learn="always", steps=60, batch=4, windows=120, window=96, attention=attention
-    )
-    tokens = windows(learned, 16, 96, skip=7)
-    excess = {}
+def test_fine_tuning_takes_off_most_of_what_k_means_costs(learned):
+    recipe = EDKM(bits=2, table_bits=4, learn="always", steps=40, batch=4, windows=120, window=64)
+    tokens = windows(learned, 16, 64, skip=7)
+    before, excess = mean_loss(learned.build(), tokens), {}
     for name, how in {
         "k-means": recipe.but(learn="given"),
         "weighted": recipe.but(steps=0),
         "tuned": recipe,
     }.items():
         packed = how.encode(learned)
-        loss = mean_loss(how.decode(packed).build(), tokens) - mean_loss(learned.build(), tokens)
-        excess[name] = float(np.expm1(loss))
-        widths = {c.bits for c in read(packed)[1].values()}
-        assert widths == {2, 4}
-    assert excess["tuned"] < 0.6 * excess["k-means"] and excess["tuned"] < 0.6 * excess["weighted"]
+        excess[name] = float(np.expm1(mean_loss(how.decode(packed).build(), tokens) - before))
+        assert {c.bits for c in read(packed)[1].values()} == {2, 4}
+    assert min(excess["k-means"], excess["weighted"]) > 0.1
+    assert excess["tuned"] < 0.5 * min(excess["k-means"], excess["weighted"])
 
 
 def test_without_text_it_is_k_means_alone(corner):
@@ -326,7 +323,11 @@ def test_the_packed_model_runs_and_says_what_was_decoded(corner, rows, group):
 
 
 def test_a_budget_is_used_up_and_training_stays_within_it(corner):
-    for budget, method in (("3bit", EDKM()), ("3.5bit", QUICK), ("4.2bit", EDKM(bits=4, rows=100))):
+    for budget, method in (
+        ("3bit", EDKM()),
+        ("3.5bit", QUICK),
+        ("4bit", EDKM(rows=100)),
+    ):
         limit = method.allowed(corner, budget)
         run = Run(method, corner, limit)
         assert 0.9 * limit < run.packed().nbytes <= limit
@@ -348,12 +349,11 @@ def test_palettes_in_a_loop_of_ones_own(real):
     before = dict(net.named_parameters())
     palettize_(net, {"1.weight": 2, "2.1.weight": 3}, fast=False)
     assert {n: p.bits for n, (p, _) in palettes(net).items()} == {"1.weight": 2, "2.1.weight": 3}
-    assert all(
-        any(p is q for q in net.parameters()) for p in before.values()
-    )  # an optimiser made before still learns
-    adam, losses = torch.optim.AdamW(net.parameters(), 3e-3), []
-    for at in range(25):
-        cool_(net, 0.1 * 0.1 ** (at / 25))
+    kept = {id(p) for p in net.parameters()}
+    assert all(id(p) in kept for p in before.values())  # an optimiser made before still learns
+    adam, losses = torch.optim.AdamW(net.parameters(), 1e-2), []
+    for at in range(15):
+        cool_(net, 0.1 * 0.1 ** (at / 15))
         with Saving() as saving:
             loss = torch.nn.functional.cross_entropy(net(ids), wanted)
         loss.backward()
