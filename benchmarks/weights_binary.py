@@ -134,11 +134,11 @@ class Table:
 
 
 def inference(net: str, operator: str) -> tuple[float, float, float, float]:
-    """(seconds float, packed; bytes float, packed) for a batch of 64, best of 200 in turn."""
+    """(seconds float, packed; bytes float, packed) for a batch of 64, best of 60 in turn."""
     (x, y), module = TASKS["images"](64)[0][0], built(net, 0)
     packed = Binary(operator=operator).pack(binarize(module, operator, example=(x, y)), (x, y))
     both, best = (module, Binary(operator=operator).load(packed, module)), [1e9, 1e9]
-    for _ in range(200):
+    for _ in range(60):
         for i, given in enumerate(both):
             with evaluated(given):
                 before = time.perf_counter()
