@@ -199,19 +199,12 @@ def test_sums_are_wide_and_tau_is_neither_hard_nor_flat(real):
     w, c = real[0][:100].double(), clustered(real[0][:100], 8).double()
     slopes = {}
     for share in (1e-6, 0.1, 100.0):
-        leaf = w.clone().requires_grad_()
-        hat, _ = dkm(leaf, c, share * gap(c) ** 2)
-        hat.backward(torch.ones_like(hat))
+        hat, _ = dkm(w, c, share * gap(c) ** 2)
         near = c[torch.from_numpy(nearest(c.numpy(), w.numpy()))]
-        slopes[share] = (
-            float(leaf.grad.abs().median()),
-            float(hat.std() / w.std()),
-            float((hat - near).std() / w.std()),
-        )
-    assert slopes[1e-6][2] < 0.01 and slopes[100.0][1] < 0.2  # hard k-means; all weights at the mean
-    assert slopes[0.1][1] > 0.9 and 0.01 < slopes[0.1][2] < 0.3
-    palette = Palette(real[0], 3)
-    assert palette.share == 0.1
+        slopes[share] = float(hat.std() / w.std()), float((hat - near).std() / w.std())
+    assert slopes[1e-6][1] < 0.01 and slopes[100.0][0] < 0.2  # hard k-means; all weights at the mean
+    assert slopes[0.1][0] > 0.9 and 0.01 < slopes[0.1][1] < 0.3
+    assert Palette(real[0], 3).share == 0.1
 
 
 def test_k_means_on_a_line_is_the_best_there_is():
@@ -308,7 +301,7 @@ def test_three_bits_are_three_bits(real):
     assert float((EDKM().decode(scaled).state["w"] - w).norm()) < float((back - w).norm())
 
 
-@pytest.mark.parametrize(("rows", "group"), [(0, 0), (64, 50), (48, None)])
+@pytest.mark.parametrize(("rows", "group"), [(0, 0), (100, 50), (64, None)])
 def test_the_packed_model_runs_and_says_what_was_decoded(corner, rows, group):
     packed = QUICK.but(rows=rows, group=group, bits=3, table_bits=5).encode(corner)
     ids = torch.arange(9)[None]
