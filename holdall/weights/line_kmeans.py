@@ -77,10 +77,10 @@ def _begins(w, s, q, k):  # type: ignore[no-untyped-def]
     for i in range(1, n + 1):
         cost[i] = _cost(w, s, q, 0, i)
     start = np.zeros((k, n + 1), np.int32)
-    stack = np.empty((64, 4), np.int64)
+    stack = np.zeros((64, 4), np.int64)
     for c in range(1, k):
         after = np.full(n + 1, np.inf)
-        stack[0] = np.array([c + 1, n, c, n - 1])  # ends [first, last]; beginnings [low, high]
+        stack[0] = (c + 1, n, c, n - 1)  # ends [first, last]; beginnings [low, high]
         height = 1
         while height:
             height -= 1
@@ -94,8 +94,8 @@ def _begins(w, s, q, k):  # type: ignore[no-untyped-def]
                 if found < best:
                     best, at = found, begin
             after[end], start[c, end] = best, at
-            stack[height] = np.array([first, end - 1, low, at])
-            stack[height + 1] = np.array([end + 1, last, at, high])
+            stack[height] = (first, end - 1, low, at)
+            stack[height + 1] = (end + 1, last, at, high)
             height += 2
         cost = after
     begins = np.zeros(k, np.int64)
