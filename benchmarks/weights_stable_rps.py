@@ -15,6 +15,8 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ from holdall.weights.training import default_loss, learn
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "weights_stable_rps.json"
 COMPRESSIONS = (2, 10, 50, 100)
+
+
+def stored() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
 def spread(found: list[float]) -> dict[str, float]:
@@ -98,35 +104,64 @@ def sigma(args: Any) -> dict[str, Any]:
     return out
 
 
+class Runs:
+    """Figures by name, each written as soon as it is known: killed, a race goes on where it was."""
+
+    def __init__(self, args: Any):
+        self.how = f"{args.epochs} epochs"
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        known = stored().get("runs", {}).get(self.how, {})
+        if name not in known:
+            begun = time.process_time()
+            value = make()
+            found = stored()
+            known = found.setdefault("runs", {}).setdefault(self.how, {})
+            known[name] = value
+            known["cpu_seconds"] = known.get("cpu_seconds", 0.0) + time.process_time() - begun
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        return known[name]
+
+
 def race(args: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
+    runs = Runs(args)
     for name in args.tasks:
         task, found = Task(name, args.epochs), {}
         for seed in range(args.seeds):
-            net = task.net(seed)
-            n = weights(net)
-            found.setdefault(("plain", 1), []).append(task.trained(task.net(seed)))
-            goals = {c: pruned.kept_within(4 * n / c, n) for c in COMPRESSIONS}
-            tickets = pruned.lottery(net, task.train, goals.values(), task.judge)
-            for c in COMPRESSIONS:
-                shared = share(net, n // c, seed)
-                found.setdefault(("shared", c), []).append(task.trained(shared))
-                found.setdefault(("file bytes", c), []).append(
-                    written(shared, {"biases": False}, seed).nbytes
-                )
-                for way, masks in pruned.AT_START.items():
-                    k = n // c if way == "random" else goals[c]
-                    torch.manual_seed(seed)
-                    found.setdefault((way, c), []).append(
-                        task.trained(pruned.masked(net, masks(net, task.data, k)))
-                    )
-                found.setdefault(("lottery ticket", c), []).append(tickets[goals[c]])
-                for way, wanted in (("narrow, as many weights", n // c), ("narrow, as many bytes", None)):
-                    width = narrowest(task, wanted, n // c + own(net))
-                    found.setdefault((way, c), []).append(task.trained(task.net(seed, width)))
+            for (way, c), value in entrants(task, seed, runs, f"{name}, {seed}, "):
+                found.setdefault((way, c), []).append(value)
         for (way, c), values in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
             out[f"{name}, {c}x, {way}"] = show(f"race: {name}, {c}x, {way}", spread(values))
     return out
+
+
+def entrants(task: Task, seed: int, runs: Runs, at: str) -> Iterator[tuple[tuple[str, int], float]]:
+    """((who, compression), accuracy or bytes) of one seed."""
+    net = task.net(seed)
+    n = weights(net)
+    goals = {c: pruned.kept_within(4 * n / c, n) for c in COMPRESSIONS}
+    yield ("plain", 1), runs(f"{at}plain", lambda: task.trained(task.net(seed)))
+    for c in COMPRESSIONS:
+        shared = share(net, n // c, seed)
+        yield ("file bytes", c), written(shared, {"biases": False}, seed).nbytes
+        yield ("shared", c), runs(f"{at}{c}x, shared", partial(task.trained, shared))
+        for way, masks in pruned.AT_START.items():
+            k = n // c if way == "random" else goals[c]
+
+            def one(masks: Any = masks, k: int = k) -> float:
+                torch.manual_seed(seed)
+                return task.trained(pruned.masked(net, masks(net, task.data, k)))
+
+            yield (way, c), runs(f"{at}{c}x, {way}", one)
+        for way, wanted in (("narrow, as many weights", n // c), ("narrow, as many bytes", None)):
+            width = narrowest(task, wanted, n // c + own(net))
+            yield (way, c), runs(f"{at}{c}x, {way}", partial(task.trained, task.net(seed, width)))
+    tickets = runs(
+        f"{at}tickets", lambda: list(pruned.lottery(net, task.train, goals.values(), task.judge).values())
+    )
+    for c, value in zip(COMPRESSIONS, tickets, strict=True):
+        yield ("lottery ticket", c), value
 
 
 def narrowest(task: Task, wanted: int | None, numbers: int) -> float:
@@ -156,9 +191,7 @@ def main() -> None:
         begun = time.process_time()
         rows = PARTS[part](args)
         took = time.process_time() - begun
-        found = (
-            json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        )  # another task may have ended meanwhile
+        found = stored()  # another task may have ended meanwhile
         at = found.setdefault(part, {"rows": {}, "cpu_seconds": {}})
         at["rows"] |= rows
         at["cpu_seconds"][",".join(args.tasks)] = took

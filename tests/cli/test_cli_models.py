@@ -12,7 +12,14 @@ from small_models import letters, tiny
 
 from holdall.weights import Model
 
-CODECS = ("weights.rtn", "weights.mixllm", "weights.bitstack", "weights.formats", "weights.auto")
+QUICK = {
+    "weights.rtn": [],
+    "weights.mixllm": ["--windows", "2", "--window", "32"],
+    "weights.bitstack": ["--windows", "2", "--window", "32", "--slope-windows", "1"],
+    "weights.formats": [],
+    "weights.auto": ["--among", "weights.rtn", "--windows", "2", "--window", "32"],
+}
+CODECS = tuple(QUICK)
 
 
 def written(where: Path, x: Model) -> Path:
@@ -20,12 +27,17 @@ def written(where: Path, x: Model) -> Path:
     return where / "model"
 
 
+def pack(method: str, budget: str, out: Path, *more: object) -> list[object]:
+    """The words of a quick run of pack, after the source."""
+    return ["--with", method, *QUICK[method], "-b", budget, "-o", out, *more]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("method", CODECS)
 def test_weights_that_are_not_finite(call, tmp_path: Path, method: str, value: float) -> None:
     x = tiny()
     x.state["model.layers.1.mlp.up_proj.weight"][3, 5] = value
-    told = call("pack", written(tmp_path, x), "--with", method, "-b", "6bit", "-o", tmp_path / "m.hold")
+    told = call("pack", written(tmp_path, x), *pack(method, "6bit", tmp_path / "m.hold"))
     line = told.one_line()
     assert told.code == 2 and "layers.1.mlp.up_proj.weight" in line and "finite" in line
     assert os.listdir(tmp_path) == ["model"]
@@ -34,7 +46,7 @@ def test_weights_that_are_not_finite(call, tmp_path: Path, method: str, value: f
 @pytest.mark.parametrize("method", ["weights.mixllm", "weights.bitstack", "weights.auto"])
 def test_an_empty_text_to_learn_from(call, tmp_path: Path, method: str) -> None:
     (tmp_path / "empty.txt").write_text("")
-    words = ["--with", method, "-b", "6bit", "--calibrate", tmp_path / "empty.txt", "-o", tmp_path / "m.hold"]
+    words = pack(method, "6bit", tmp_path / "m.hold", "--calibrate", tmp_path / "empty.txt")
     told = call("pack", written(tmp_path, tiny()), *words)
     assert told.code == 2 and "calibration text" in told.one_line()
     assert sorted(os.listdir(tmp_path)) == ["empty.txt", "model"]
@@ -46,14 +58,14 @@ def test_an_unknown_architecture(call, tmp_path: Path, method: str) -> None:
     config = json.loads((model / "config.json").read_text())
     config |= {"architectures": ["NoSuchForCausalLM"], "model_type": "no_such"}
     (model / "config.json").write_text(json.dumps(config))
-    told = call("pack", model, "--with", method, "-b", "6bit", "-o", tmp_path / "m.hold")
+    told = call("pack", model, *pack(method, "6bit", tmp_path / "m.hold"))
     assert told.code == 2 and "no_such" in told.one_line().lower().replace("nosuch", "no_such")
     assert os.listdir(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("method", CODECS)
 def test_a_budget_below_the_least(call, tmp_path: Path, method: str) -> None:
-    told = call("pack", written(tmp_path, tiny()), "--with", method, "-b", "900B", "-o", tmp_path / "m.hold")
+    told = call("pack", written(tmp_path, tiny()), *pack(method, "900B", tmp_path / "m.hold"))
     assert told.code == 2 and "the least that weights." in told.one_line()
     assert os.listdir(tmp_path) == ["model"]
 
@@ -64,7 +76,7 @@ def test_a_tokenizer_of_another_model(call, tmp_path: Path, method: str) -> None
     x, told = tiny(), letters()
     told["model"]["vocab"] = {t: i + (90 if t in "eao" else 0) for t, i in told["model"]["vocab"].items()}
     x.files["tokenizer.json"] = json.dumps(told).encode()
-    done = call("pack", written(tmp_path, x), "--with", method, "-b", "6bit", "-o", tmp_path / "m.hold")
+    done = call("pack", written(tmp_path, x), *pack(method, "6bit", tmp_path / "m.hold"))
     assert done.code == 2 and "tokenizer" in done.one_line() and "64" in done.one_line()
     assert os.listdir(tmp_path) == ["model"]
 
@@ -75,7 +87,7 @@ def test_columns_that_the_group_does_not_divide(call, tmp_path: Path, method: st
     w = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
     Model({"model.layers.0.w.weight": w}).write(str(tmp_path / "odd.safetensors"))
     out, back = tmp_path / "m.hold", tmp_path / "back.safetensors"
-    assert call("pack", tmp_path / "odd.safetensors", "--with", method, "-b", "60%", "-o", out).code == 0
+    assert call("pack", tmp_path / "odd.safetensors", *pack(method, "60%", out)).code == 0
     assert call("unpack", out, "-o", back).code == 0
     found = Model.read(str(back)).state["model.layers.0.w.weight"]
     assert float((found - w).norm() / w.norm()) < 0.1

