@@ -13,22 +13,19 @@ MALLOC_MMAP_MAX_=0.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from weights_judge import TEXTS, Judge, text
+from weights_judge import Judges, keep, text
 
-from holdall.report import provenance
 from holdall.weights import EDKM, Model, RoundToNearest
 from holdall.weights.dkm import dkm, gap, naive_dkm, unique
 from holdall.weights.edkm_run import Run
 from holdall.weights.line_kmeans import exact
-from holdall.weights.perplexity import compare, spread
 from holdall.weights.saved_tensors import Saving
-from holdall.weights.texts import calibration_text, held_out_text
+from holdall.weights.texts import calibration_text
 
 RESULTS = Path(__file__).parent / "results" / "weights_edkm.json"
 MATRIX = "model.layers.0.mlp.down_proj.weight"
@@ -88,20 +85,6 @@ def memory(model: Model) -> dict[str, Any]:
     return rows
 
 
-class Judges:
-    def __init__(self, model: Model, windows: int, length: int):
-        self.model, self.first = model, Judge(model, windows, length)
-        novel = text("war-and-peace.txt", held_out_text())[100_000:400_000]
-        self.second = spread(model.tokenizer().encode(novel), max(1, windows // 2), length)
-        self.reference = model.build()
-
-    def __call__(self, method: Any, packed: Any) -> dict[str, float]:
-        module = method.decode(packed).build()
-        row = self.first(module, packed.nbytes, self.model.elements)
-        other = compare(self.reference, module, self.second)
-        return row | {"second_ratio": other["perplexity_ratio"], "second_top1": other["top1"]}
-
-
 def tuned(method: EDKM, budget: str, judges: Judges) -> dict[str, Any]:
     begun, wall = time.process_time(), time.time()
     run = Run(method, judges.model, method.allowed(judges.model, budget))
@@ -139,15 +122,6 @@ def main() -> None:
         else:
             rows = {f"{part}, {method.steps} steps": tuned(method, BUDGETS[part], judges)}
         keep(part, rows, asked.out, method)
-
-
-def keep(part: str, rows: dict[str, Any], out: Path, method: EDKM) -> None:
-    found = json.loads(out.read_text()) if out.exists() else {}
-    found[part] = {"rows": rows, "provenance": provenance(method=method.to_dict(), texts=TEXTS.exists())}
-    out.write_text(json.dumps(found, indent=1) + "\n")
-    for name, row in rows.items():
-        shown = {k: v for k, v in row.items() if isinstance(v, float | int)}
-        print(f"{name:36s}" + "  ".join(f"{k} {v:.5g}" for k, v in shown.items()), flush=True)
 
 
 if __name__ == "__main__":

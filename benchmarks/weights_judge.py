@@ -13,8 +13,10 @@ import torch
 
 from holdall.dropins.hub import installed
 from holdall.packed import Packed
+from holdall.report import provenance
 from holdall.weights import BitStack, Model
-from holdall.weights.perplexity import spread
+from holdall.weights.base import WeightCodec
+from holdall.weights.perplexity import compare, spread
 from holdall.weights.texts import held_out_text
 
 HERE = Path(__file__).parent
@@ -50,6 +52,30 @@ class Judge:
             "bytes": size, "bits_per_weight": 8 * size / elements, "perplexity": perplexity,
             "perplexity_ratio": perplexity / self.float, "top1": float((top == self.top).float().mean()),
         }  # fmt: skip
+
+
+class Judges:
+    """`Judge`, and the same on a novel that nothing was learned from."""
+
+    def __init__(self, model: Model, windows: int, length: int):
+        self.model, self.first, self.reference = model, Judge(model, windows, length), model.build()
+        novel = text("war-and-peace.txt", held_out_text())[100_000:400_000]
+        self.second = spread(model.tokenizer().encode(novel), max(1, windows // 2), length)
+
+    def __call__(self, method: Any, packed: Packed) -> dict[str, float]:
+        module = method.decode(packed).build()
+        row = self.first(module, packed.nbytes, self.model.elements)
+        other = compare(self.reference, module, self.second)
+        return row | {"second_ratio": other["perplexity_ratio"], "second_top1": other["top1"]}
+
+
+def keep(part: str, rows: dict[str, Any], out: Path, method: WeightCodec) -> None:
+    found = json.loads(out.read_text()) if out.exists() else {}
+    found[part] = {"rows": rows, "provenance": provenance(method=method.to_dict(), texts=TEXTS.exists())}
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    for name, row in rows.items():
+        shown = {k: v for k, v in row.items() if isinstance(v, float | int)}
+        print(f"{name:36s}" + "  ".join(f"{k} {v:.5g}" for k, v in shown.items()), flush=True)
 
 
 def regauge(model: Model, seed: int = 0) -> Model:

@@ -13,39 +13,20 @@ MALLOC_MMAP_MAX_=0 (glibc then keeps its pages, which saves a third of the time)
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from weights_judge import TEXTS, Judge, text
+from weights_judge import Judges, keep, text
 
-from holdall.packed import Packed
-from holdall.report import provenance
 from holdall.weights import EfficientQAT, Model, RoundToNearest, quality
-from holdall.weights.perplexity import compare, spread
 from holdall.weights.qat_run import Run
-from holdall.weights.texts import calibration_text, held_out_text
+from holdall.weights.texts import calibration_text
 
 RESULTS = Path(__file__).parent / "results" / "weights_qat.json"
 METHOD = EfficientQAT(windows=64, steps=100)
 QUICK = EfficientQAT(windows=8, steps=8, window=128)
-
-
-class Judges:
-    def __init__(self, model: Model, quick: bool):
-        self.model = model
-        self.first = Judge(model, 1 if quick else 8, 256 if quick else 1024)
-        novel = text("war-and-peace.txt", held_out_text())[100_000:400_000]
-        self.second = spread(model.tokenizer().encode(novel), 2 if quick else 4, 256 if quick else 1024)
-        self.reference = model.build()
-
-    def __call__(self, packed: Packed) -> dict[str, float]:
-        module = EfficientQAT().decode(packed).build()
-        row = self.first(module, packed.nbytes, self.model.elements)
-        other = compare(self.reference, module, self.second)
-        return row | {"second_ratio": other["perplexity_ratio"], "second_top1": other["top1"]}
 
 
 def trained(method: EfficientQAT, budget: str, judges: Judges, cache: Path) -> dict[str, Any]:
@@ -63,18 +44,19 @@ def trained(method: EfficientQAT, budget: str, judges: Judges, cache: Path) -> d
     }
     errors = [(e["before"], e["after"]) for e in run.errors]
     rows = {
-        f"{budget} {method.learned}, blocks": judges(run.written(run.blocks))
+        f"{budget} {method.learned}, blocks": judges(method, run.written(run.blocks))
         | {"block_errors": errors}
         | told
     }
     if method.steps:
-        rows[f"{budget} {method.learned}, end to end"] = judges(packed) | told
+        rows[f"{budget} {method.learned}, end to end"] = judges(method, packed) | told
     packed.save(str(to))
     return rows
 
 
 def rounded(judges: Judges) -> dict[str, Any]:
-    return {f"rtn {bits} bit": judges(RoundToNearest(bits=bits).encode(judges.model)) for bits in (2, 3, 4)}
+    methods = {bits: RoundToNearest(bits=bits) for bits in (2, 3, 4)}
+    return {f"rtn {bits} bit": judges(m, m.encode(judges.model)) for bits, m in methods.items()}
 
 
 def corner() -> dict[str, Any]:
@@ -105,7 +87,7 @@ def main() -> None:
     model = Model.read("smollm2")
     model.calibration = text("wikitext2-valid.txt", calibration_text())
     method = QUICK if asked.quick else METHOD.but(windows=asked.windows)
-    judges = Judges(model, asked.quick) if asked.parts != "corner" else None
+    judges = Judges(model, *((1, 256) if asked.quick else (8, 1024))) if asked.parts != "corner" else None
     with tempfile.TemporaryDirectory() as folder:
         cache = asked.cache or Path(folder)
         for part in asked.parts.split(","):
@@ -118,15 +100,6 @@ def main() -> None:
             else:
                 rows = trained(method, part, judges, cache)
             keep(part, rows, asked.out, method)
-
-
-def keep(part: str, rows: dict[str, Any], out: Path, method: EfficientQAT) -> None:
-    found = json.loads(out.read_text()) if out.exists() else {}
-    found[part] = {"rows": rows, "provenance": provenance(method=method.to_dict(), texts=TEXTS.exists())}
-    out.write_text(json.dumps(found, indent=1) + "\n")
-    for name, row in rows.items():
-        shown = {k: v for k, v in row.items() if isinstance(v, float | int)}
-        print(f"{name:34s}" + "  ".join(f"{k} {v:.5g}" for k, v in shown.items()), flush=True)
 
 
 if __name__ == "__main__":

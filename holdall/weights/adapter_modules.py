@@ -17,6 +17,7 @@ from holdall.errors import BadInput, CorruptArtefact
 from holdall.weights.adapter_linear import Parallel, QLinear
 from holdall.weights.adapter_places import Places, reached
 from holdall.weights.packed_linear import put
+from holdall.weights.stored import absorb
 
 if TYPE_CHECKING:
     from holdall.weights.binary_adapters import BinaryAdapters
@@ -100,9 +101,7 @@ def adapters_of(module: torch.nn.Module) -> Adapters:
 def digest(module: torch.nn.Module) -> str:
     """The same for the same weights, packed or plain, on every machine."""
     total = xxhash.xxh3_128()
-    for name, tensor in module.state_dict().items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    absorb(total, module.state_dict().items())
     seen: set[int] = set()
     for name, part in module.named_modules():
         held = getattr(part, "held", None)

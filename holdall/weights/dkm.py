@@ -18,6 +18,7 @@ import torch
 from numba import njit
 
 from holdall.weights.dkm_kernels import LEAST, backward, forward
+from holdall.weights.line_kmeans import nearest
 
 ROUNDS, STOP = 3, 1e-4
 _PATTERNS = 1 << 16
@@ -137,7 +138,7 @@ def _wide(t: torch.Tensor) -> torch.dtype:
 
 def _nearest(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     rising = c.detach().sort().values
-    return rising[torch.searchsorted((rising[1:] + rising[:-1]) / 2, x.detach().contiguous())]
+    return rising[torch.from_numpy(nearest(rising.numpy(), x.detach().numpy()))]
 
 
 def unique(

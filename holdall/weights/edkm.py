@@ -41,13 +41,14 @@ class EDKM(WeightCodec):
         rows that share a table; group of columns that share a scale (0: whole rows; None: none, the paper); start exact
         or plusplus; weighted centroids; rounds of a step's k-means; attention soft (paper) or hard; tau of the first
         step and cooled of the last, in squared gaps between centroids; windows x window tokens, batch, steps, rate,
-        clip; learn from given text only, or always; seed.
+        distill, clip; learn from given text only, or always; seed.
     Differs from the paper:
         Rows have a scale (.03 bits). With text, k-means is weighted by what an error in each row and column costs,
         which is worth more than the first steps of training. Maps are computed for the different values of a weight
         alone: equal to the paper's to rounding and much cheaper, so that its memory mechanisms (`saved_tensors`:
         marshaling, uniquification, sharding) are for whoever asks for the paper's maps. tau starts at a tenth of the
-        squared gap and cools. The stop at 1e-4 is relative to the inertia. The rate is a share of the gap. What is
+        squared gap and cools. The float model says what to learn (`distill`): from the text alone a model learns that
+        text and loses others. The stop at 1e-4 is relative to the inertia. The rate is a share of the gap. What is
         saved is not moved to another device. Models without a next-token loss are not trained, only weighted.
     Example:
         >>> import torch
@@ -95,6 +96,13 @@ class EDKM(WeightCodec):
     batch: int = knob(2, "windows a step", other=1, at=_LEARNS)
     steps: int = knob(100, "of training", other=1, at=_LEARNS)
     rate: float = knob(2e-2, "learning rate, as a share of the gap between centroids", other=0.1, at=_LEARNS)
+    distill: float = knob(
+        1.0,
+        "share of the float model's word in the loss; the rest is the text's",
+        paper=0.0,
+        other=0.0,
+        at=_LEARNS,
+    )
     clip: float = knob(1.0, "most that the gradient's norm may be", other=1e-6, at=_LEARNS)
     learn: str = knob(
         "given", "given: from text that is given; always: without it from Python's language reference",
@@ -118,8 +126,10 @@ class EDKM(WeightCodec):
             raise BadInput(
                 "edkm", str(self.to_dict()), "windows, batch, rounds >= 1, window >= 2, steps, rows >= 0"
             )
-        if min(self.tau, self.cooled, self.rate, self.clip) <= 0 or (self.group or 0) < 0:
-            raise BadInput("edkm", str(self.to_dict()), "tau, cooled, rate, clip above 0, group at least 0")
+        positive = min(self.tau, self.cooled, self.rate, self.clip) > 0 and (self.group or 0) >= 0
+        if not positive or not 0 <= self.distill <= 1:
+            need = "tau, cooled, rate, clip above 0, group at least 0, distill 0 to 1"
+            raise BadInput("edkm", str(self.to_dict()), need)
 
     def palette(self) -> dict[str, Any]:
         """What palettes are made with."""

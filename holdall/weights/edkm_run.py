@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +12,11 @@ from holdall.packed import Packed
 from holdall.parts.entropy import shannon
 from holdall.weights import coded_file
 from holdall.weights.calibrated import Known, calibrate, matrices
+from holdall.weights.choices import Choice, chosen
 from holdall.weights.coded import Coded
 from holdall.weights.edkm_training import FineTuning
 from holdall.weights.model import Model
 from holdall.weights.palettes import Palette
-from holdall.weights.qat_plan import Choice
 from holdall.weights.scaling import windows
 
 if TYPE_CHECKING:
@@ -83,7 +82,8 @@ class Run:
         if self.limit < least:
             raise BudgetError(self.limit, least, who=_WHO, why="the narrowest palettes there are")
         choices = self._choices()
-        return planned(choices, int(_MARGIN * (self.limit - rest)))
+        at = chosen(choices, int(_MARGIN * (self.limit - rest)))
+        return {n: int(choices[n].settings[i]) for n, i in at.items()}
 
     def _rest(self) -> int:
         """Bytes of the file without its matrices."""
@@ -146,16 +146,3 @@ def felt(known: Known) -> tuple[np.ndarray, np.ndarray] | None:
     """What a squared error costs the loss, by rows [O] times columns [I]; None where no text was asked."""
     moments = known.moments
     return None if moments is None else (known.share.astype(np.float64), moments.diagonal().double().numpy())
-
-
-def planned(choices: dict[str, Choice], room: int) -> dict[str, int]:
-    """What loses least in that many bytes, or the narrowest."""
-    hulls = {n: c.hull() for n, c in choices.items()}
-    at = {n: h[0] for n, h in hulls.items()}
-    size = sum(choices[n].sizes[i] for n, i in at.items())
-    moves = sorted((-choices[n]._gain(a, b), n, a, b) for n, hull in hulls.items() for a, b in pairwise(hull))
-    for _, name, a, b in moves:
-        more = choices[name].sizes[b] - choices[name].sizes[a]
-        if at[name] == a and size + more <= room:
-            at[name], size = b, size + more
-    return {n: int(choices[n].settings[i]) for n, i in at.items()}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from holdall.progress import track
-from holdall.weights.block_training import cosine, half_is_fast
+from holdall.weights.block_training import cosine
 from holdall.weights.coded import Coded
 from holdall.weights.dkm import gap
 from holdall.weights.model import Model
 from holdall.weights.palettes import palettes, put_palettes
 from holdall.weights.palettizing import coded_weights, cool_
+from holdall.weights.token_loss import TokenLoss, shuffled
 
 if TYPE_CHECKING:
     from holdall.weights.edkm import EDKM
@@ -35,10 +36,12 @@ class FineTuning:
         self.learning = palettes(self.module)
         for _, weight in self.learning.values():
             weight.requires_grad_(True)
+        self.loss = TokenLoss(model.build() if recipe.distill else None, recipe.distill, half=True)
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Coded]:
         recipe = self.recipe
+        batches = shuffled(self.tokens, recipe.batch, recipe.steps, recipe.seed)
         groups = []
         for palette, weight in self.learning.values():
             size = gap(palette.centroids[0]) * (float(palette.scale.mean()) if palette.group else 1.0)
@@ -46,13 +49,13 @@ class FineTuning:
         optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         rates = [group["lr"] for group in optimiser.param_groups]
         self.module.train()
-        for at, ids in enumerate(track(self._batches(), "training the palettes", total=recipe.steps)):
+        for at, ids in enumerate(track(batches, "training the palettes", total=recipe.steps)):
             way = at / recipe.steps
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * min(1.0, (at + 1) / max(1.0, _WARM * recipe.steps)) * cosine(way)
             cool_(self.module, recipe.tau * (recipe.cooled / recipe.tau) ** way)
             with torch.enable_grad():
-                loss = self.loss(ids)
+                loss = self.loss(self.module, ids)
                 loss.backward()
             self.losses.append(float(loss.detach()))
             torch.nn.utils.clip_grad_norm_([w for _, w in self.learning.values()], recipe.clip)
@@ -69,19 +72,3 @@ class FineTuning:
         """Centroids of the weights as they are after the last step."""
         for palette, weight in self.learning.values():
             palette(weight)
-
-    def loss(self, ids: torch.Tensor) -> torch.Tensor:
-        """Of the next token."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=half_is_fast()):
-            logits = self.module(input_ids=ids, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
-
-    def _batches(self) -> Iterator[torch.Tensor]:
-        """`steps` batches; the windows in a new order each time round."""
-        draw = torch.Generator().manual_seed(self.recipe.seed)
-        order: list[int] = []
-        for _ in range(self.recipe.steps):
-            while len(order) < self.recipe.batch:
-                order += torch.randperm(len(self.tokens), generator=draw).tolist()
-            yield self.tokens[order[: self.recipe.batch]]
-            order = order[self.recipe.batch :]

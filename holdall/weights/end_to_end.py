@@ -6,7 +6,8 @@ are checkpointed), so that beside the packed numbers only one block is dense.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from holdall.weights.fake_quant import LEAST_STEP, Dequantise
 from holdall.weights.model import Model, tied
 from holdall.weights.packed_linear import put
 from holdall.weights.scaling import block_list
+from holdall.weights.token_loss import TokenLoss, shuffled
 from holdall.weights.unfinished import Unfinished
 
 _KEEP = 20  # steps of training after which what was learned is kept on disk
@@ -39,11 +41,11 @@ class Schedule:
     seed: int = 0
 
 
-class Learned(torch.nn.Module):
+class Learned(torch.nn.Module, ABC):
     """A packed matrix of which some numbers can be learned: its parameters."""
 
-    def dense(self) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def dense(self) -> torch.Tensor: ...
 
 
 class Steps(Learned):
@@ -98,7 +100,7 @@ class EndToEnd:
         self.module: Any = model.build()
         self.matrices = dict(matrices)
         self._install()
-        self.teacher: Any = model.build() if schedule.distill else None
+        self.loss = TokenLoss(model.build() if schedule.distill else None, schedule.distill)
 
     def _install(self) -> None:
         owners = dict(self.module.named_modules())
@@ -123,12 +125,13 @@ class EndToEnd:
         groups = [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
         optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         begin = self._resumed(optimiser)
-        batches = list(self._batches())
+        schedule = self.schedule
+        batches = list(shuffled(self.tokens, schedule.batch, schedule.count, schedule.seed))
         for at in track(range(begin, len(batches)), "training the steps", total=len(batches) - begin):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * cosine(at / len(batches))
             with torch.enable_grad():
-                loss = self.loss(batches[at])
+                loss = self.loss(self.module, batches[at])
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
             optimiser.step()
@@ -138,28 +141,6 @@ class EndToEnd:
                     torch.maximum(parameter, low, out=parameter.data)
             if (at + 1) % _KEEP == 0:
                 self._keep(at + 1, optimiser)
-
-    def loss(self, ids: torch.Tensor) -> torch.Tensor:
-        """Of the next token, or of the float model's word on it."""
-        logits = self.module(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-        share = self.schedule.distill
-        found = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()) * (1 - share)
-        if self.teacher is not None:
-            with torch.no_grad():
-                wanted = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-            found = found + share * torch.nn.functional.cross_entropy(logits, wanted.softmax(-1))
-        return found
-
-    def _batches(self) -> Iterator[torch.Tensor]:
-        """The windows in a new order each time round."""
-        draw = torch.Generator().manual_seed(self.schedule.seed)
-        order: list[int] = []
-        size = self.schedule.batch
-        for _ in range(self.schedule.count):
-            while len(order) < size:
-                order += torch.randperm(len(self.tokens), generator=draw).tolist()
-            yield self.tokens[order[:size]]
-            order = order[size:]
 
     def _keep(self, at: int, optimiser: Any) -> None:
         arrays: dict[str, np.ndarray] = {}

@@ -8,7 +8,6 @@ of one step for a row, as many as there are, and rely on entropy coding: so thei
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from holdall.memory import release
 from holdall.parts.entropy import shannon
 from holdall.progress import track
+from holdall.weights.choices import Choice, chosen
 from holdall.weights.coded import Coded
 from holdall.weights.fake_quant import codes_of, dequantised, starts
 from holdall.weights.model import Model
@@ -39,35 +39,6 @@ class Plan:
     widths: dict[str, int] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
     size: int = 0
-
-
-@dataclass
-class Choice:
-    """What a matrix costs at each setting: bytes, and loss."""
-
-    settings: list[float]
-    sizes: list[int]
-    losses: list[float]
-
-    def hull(self) -> list[int]:
-        """Settings on the lower convex hull, the smallest first."""
-        order = sorted(range(len(self.sizes)), key=lambda i: (self.sizes[i], self.losses[i]))
-        kept: list[int] = []
-        for i in order:
-            if kept and self.losses[i] >= self.losses[kept[-1]]:
-                continue
-            while len(kept) > 1 and self._gain(kept[-1], i) >= self._gain(kept[-2], kept[-1]):
-                kept.pop()
-            kept.append(i)
-        return kept
-
-    def nearest(self, size: float) -> Choice:
-        """Only the setting whose size is nearest."""
-        i = min(range(len(self.sizes)), key=lambda i: abs(self.sizes[i] - size))
-        return Choice([self.settings[i]], [self.sizes[i]], [self.losses[i]])
-
-    def _gain(self, a: int, b: int) -> float:
-        return (self.losses[a] - self.losses[b]) / max(1, self.sizes[b] - self.sizes[a])
 
 
 class Planner:
@@ -154,24 +125,7 @@ class Planner:
 
     def plan(self, limit: int | None) -> Plan:
         """What loses least in `limit` bytes; the least there is where that does not fit."""
-        hulls = {n: c.hull() for n, c in self.choices.items()}
-        at = dict.fromkeys(hulls, 0)
-        if limit is None:
-            return self._usual()
-        size = sum(self.choices[n].sizes[h[0]] for n, h in hulls.items())
-        moves = sorted(
-            (
-                (-self.choices[n]._gain(a, b), n, i + 1)
-                for n, h in hulls.items()
-                for i, (a, b) in enumerate(pairwise(h))
-            ),
-        )
-        for _, name, to in moves:
-            choice, hull = self.choices[name], hulls[name]
-            more = choice.sizes[hull[to]] - choice.sizes[hull[at[name]]]
-            if at[name] == to - 1 and size + more <= limit:
-                at[name], size = to, size + more
-        return self._made({n: hulls[n][i] for n, i in at.items()})
+        return self._usual() if limit is None else self._made(chosen(self.choices, limit))
 
     def _usual(self) -> Plan:
         """The paper's two bits; tables at about five."""

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xxhash
 
 from holdall.errors import BadInput, HoldallError
@@ -19,6 +20,7 @@ from holdall.kinds import Spend
 from holdall.optional import lazy
 from holdall.report import Report, provenance
 from holdall.weights.model import Model
+from holdall.weights.stored import absorb, raw
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +108,9 @@ def same(x: Model, y: Model) -> bool:
     """Equal to the bit: tensors, their types, files."""
     if x.files != y.files or list(x.state) != list(y.state):
         return False
-    return all(t.dtype == y.state[n].dtype and _bytes(t) == _bytes(y.state[n]) for n, t in x.state.items())
+    return all(
+        t.dtype == y.state[n].dtype and np.array_equal(raw(t), raw(y.state[n])) for n, t in x.state.items()
+    )
 
 
 def original_bytes(x: Model) -> int:
@@ -115,17 +119,10 @@ def original_bytes(x: Model) -> int:
 
 def fingerprint(x: Model) -> bytes:
     total = xxhash.xxh3_128()
-    for name, tensor in x.state.items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(_bytes(tensor))
-    for name, raw in sorted(x.files.items()):
-        total.update(name.encode() + raw)
+    absorb(total, x.state.items())
+    for name, content in sorted(x.files.items()):
+        total.update(name.encode() + content)
     return total.digest()
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def measure(

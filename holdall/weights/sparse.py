@@ -107,8 +107,10 @@ class Sparse(WeightTrainer):
         seed: int = 0,
     ) -> Trained:
         miss = loss or default_loss
+        self.look(model, data)
         with torch.random.fork_rng(devices=[]):
-            made = self.begin(model, data, seed)
+            torch.manual_seed(seed)
+            made = copy.deepcopy(model)
             sparsity = self._sparsity(made, self.allowed(model, budget))
             steps = self.epochs * sum(1 for _ in data)
             pruner = Pruner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,13 @@ def raw(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's own bits, as a flat array of bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
+
+
+def absorb(total: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Names, types, shapes and bits of tensors, for a running hash."""
+    for name, tensor in tensors:
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(raw(tensor).data)
 
 
 def unraw(array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

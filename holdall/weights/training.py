@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from holdall.budget import Budget
 from holdall.errors import BadInput
 from holdall.kinds import Spend, Trainer
 from holdall.optional import lazy, need
+from holdall.weights.stored import absorb
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +39,6 @@ class WeightTrainer(Trainer):
         if asked is None:
             return None
         return asked.limit(parameter_bytes(module), sum(p.numel() for p in module.parameters()))
-
-    @staticmethod
-    def begin(module: torch.nn.Module, data: Iterable[Batch], seed: int) -> torch.nn.Module:
-        """A copy to train, after looking whether there is anything to train and to train on.
-
-        Seeds torch, too: what `fit` draws is to be drawn within `torch.random.fork_rng`.
-        """
-        WeightTrainer.look(module, data)
-        torch.manual_seed(seed)
-        return copy.deepcopy(module)
 
     @staticmethod
     def look(module: torch.nn.Module, data: Iterable[Batch]) -> None:
@@ -154,9 +144,7 @@ def parameter_bytes(module: torch.nn.Module) -> int:
 def fingerprint(module: torch.nn.Module) -> bytes:
     """Of all parameters and buffers, their names, types and values."""
     total = xxhash.xxh3_128()
-    for name, tensor in module.state_dict().items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    absorb(total, module.state_dict().items())
     return total.digest()
 
 

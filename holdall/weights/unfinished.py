@@ -22,7 +22,7 @@ from holdall.errors import CorruptArtefact
 from holdall.files import is_local, local_path
 from holdall.packed import Packed
 from holdall.weights.model import Model
-from holdall.weights.stored import raw
+from holdall.weights.stored import absorb
 
 
 class Unfinished:
@@ -100,9 +100,7 @@ class States:
 def digest(model: Model, tokens: torch.Tensor, limit: int | None) -> str:
     """Of a model, the text that it learns from, and its budget."""
     total = xxhash.xxh3_128()
-    for name, tensor in model.state.items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(raw(tensor).tobytes())
+    absorb(total, model.state.items())
     total.update(tokens.numpy().tobytes())
     total.update(f"{limit} {torch.__version__}".encode())
     return total.hexdigest()

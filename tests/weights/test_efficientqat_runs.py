@@ -11,7 +11,7 @@ import pytest
 from holdall.packed import Packed
 from holdall.weights import EfficientQAT
 from holdall.weights.block_training import BlockTraining
-from holdall.weights.end_to_end import EndToEnd
+from holdall.weights.token_loss import TokenLoss
 from holdall.weights.unfinished import Unfinished
 
 QUICK = EfficientQAT(windows=8, window=64, steps=4)
@@ -20,19 +20,19 @@ KILLED = """
 import os, signal, sys
 from holdall.weights import EfficientQAT, quality
 from holdall.weights.block_training import BlockTraining
-from holdall.weights.end_to_end import EndToEnd
+from holdall.weights.token_loss import TokenLoss
 where, path = sys.argv[1:]
-learn, loss, calls = BlockTraining._learn, EndToEnd.loss, [0]
+learn, loss, calls = BlockTraining._learn, TokenLoss.__call__, [0]
 def stop(self, k, *rest):
     if where == "block" and k == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return learn(self, k, *rest)
-def stop_steps(self, ids):
+def stop_steps(self, module, ids):
     calls[0] += 1
     if where == "steps" and calls[0] == 30:
         os.kill(os.getpid(), signal.SIGKILL)
-    return loss(self, ids)
-BlockTraining._learn, EndToEnd.loss = stop, stop_steps
+    return loss(self, module, ids)
+BlockTraining._learn, TokenLoss.__call__ = stop, stop_steps
 EfficientQAT(windows=8, window=64, steps=40).encode(quality.real(), "3bit", to=path)
 """
 
@@ -49,9 +49,9 @@ def test_killed_it_goes_on_and_gives_the_same_bytes(corner, tmp_path, where, mon
         not Path(path).exists() and "block-0.hold" in left and ("block-1.hold" in left) == (where == "steps")
     )
     blocks, steps = [], []
-    real, loss = BlockTraining._learn, EndToEnd.loss
+    real, loss = BlockTraining._learn, TokenLoss.__call__
     monkeypatch.setattr(BlockTraining, "_learn", lambda self, k, *a: (blocks.append(k), real(self, k, *a))[1])
-    monkeypatch.setattr(EndToEnd, "loss", lambda self, ids: (steps.append(1), loss(self, ids))[1])
+    monkeypatch.setattr(TokenLoss, "__call__", lambda *a: (steps.append(1), loss(*a))[1])
     recipe = EfficientQAT(windows=8, window=64, steps=40)
     resumed = recipe.encode(corner, "3bit", to=path)
     assert blocks == ([1] if where == "block" else []) and len(steps) == (40 if where == "block" else 20)
