@@ -1,14 +1,15 @@
 """Rows of several widths, and a step for each row: MixLLM's arms, sizes and grids on SmolLM2, shipped and re-gauged.
 
-    python benchmarks/weights_rows.py [--parts arms,sizes,tuned,grids,parts] [--models regauged,shipped]
+    python benchmarks/weights_rows.py [--parts arms,sizes,tuned,low,grids,parts] [--models regauged,shipped]
         [--windows 8]
 
 Protocol of benchmarks/weights.py: 8 (quick) windows of WikiText-2 test, calibration on WikiText-2 valid, whole files
 with embeddings. `arms`: a tenth of all rows in 8 bits and the rest in 3 (the shipped weights sit on a 4-bit grid, which
 would flatter 4), chosen by nothing, at random, by size, layer by layer, and over the whole model; equal average bits;
 embeddings are left alone there. `sizes`: a step a row at 85, 60 and 45 MB. `tuned`: 45 MB, steps and columns learned
-end to end, and a novel (War and Peace) that nothing was learned from. `grids`: at equal bytes, two widths in groups,
-two widths in whole rows, a step a row. `parts`: a step a row without one of its parts. Results are merged into
+end to end, and a novel (War and Peace) that nothing was learned from. `low`: the same at 35 MB. Both with how many
+of eight plain questions, which the float model answers, are answered greedily. `grids`: at equal bytes, two widths in
+groups, two widths in whole rows, a step a row. `parts`: a step a row without one of its parts. Results are merged into
 results/weights_rows.json.
 """
 
@@ -37,6 +38,13 @@ LESS: dict[str, dict[str, Any]] = {
     "all parts": {}, "no compensation": {"compensate": False}, "columns alike": {"even": 0.0},
     "costs alike": {"trust": 0.0}, "costs as told": {"trust": 1.0}, "tokens alike": {"weighted": False},
     "no thrift": {"thrift": 0.0},
+}  # fmt: skip
+
+ASKED = {
+    "What is the capital of France?": "paris", "What is the capital of Japan?": "tokyo",
+    "What is the capital of China?": "beijing", "What is the capital of Russia?": "moscow",
+    "What is the capital of Germany?": "berlin", "What is the capital of Egypt?": "cairo",
+    "Who wrote Romeo and Juliet?": "shakespeare", "What colour is the sky?": "blue",
 }  # fmt: skip
 
 
@@ -102,19 +110,38 @@ def sizes(x: Model, judge: Judge) -> dict[str, Any]:
     return found
 
 
-def tuned(x: Model, judge: Judge) -> dict[str, Any]:
-    """Beside the same bytes without, on the protocol's text and on a novel."""
+def tuned(x: Model, judge: Judge, size: str = "45MB") -> dict[str, Any]:
+    """Beside the same bytes without, on the protocol's text and on a novel, and by questions."""
     novel, found = Judge(x, 4, 1024, "war-and-peace.txt"), {}
-    for name, method in {"45MB": MixLLM(), "45MB, tuned": MixLLM(tune=100)}.items():
+    found["float"] = {"answered": answered(x)}
+    show("float", found["float"])
+    for name, method in {size: MixLLM(), f"{size}, tuned": MixLLM(tune=100)}.items():
         started = time.process_time()
-        packed = method.encode(x, "45MB")
+        packed = method.encode(x, size)
         spent = time.process_time() - started
         found[name] = judged(packed, x, judge) | {"cpu_seconds": spent}
         found[name] |= {
             f"novel {k}": v for k, v in judged(packed, x, novel).items() if k in ("perplexity_ratio", "top1")
         }
+        found[name]["answered"] = answered(MixLLM().decode(packed))
         show(name, found[name])
     return found
+
+
+def low(x: Model, judge: Judge) -> dict[str, Any]:
+    return tuned(x, judge, "35MB")
+
+
+def answered(x: Model) -> int:
+    """How many answers of 40 tokens have the word."""
+    import torch
+
+    module, tokenizer, right = x.build(), x.tokenizer(), 0
+    for question, word in ASKED.items():
+        ids = tokenizer.chat([{"role": "user", "content": question}])
+        made = module.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)
+        right += word in tokenizer.decode(made[0, len(ids) :].tolist()).lower()
+    return right
 
 
 def grids(x: Model, judge: Judge, limit: int = 60_000_000) -> dict[str, Any]:
@@ -144,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default="arms,sizes,tuned,grids,parts")
+    parser.add_argument("--parts", default="arms,sizes,tuned,low,grids,parts")
     parser.add_argument("--models", default="regauged,shipped")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
@@ -153,7 +180,7 @@ def main() -> None:
     shipped.calibration = text("wikitext2-valid.txt", calibration_text())
     judge = Judge(shipped, asked.windows, asked.length)
     models = {"regauged": regauge, "shipped": lambda m: m}
-    work = {"arms": arms, "sizes": sizes, "tuned": tuned, "grids": grids, "parts": parts}
+    work = {"arms": arms, "sizes": sizes, "tuned": tuned, "low": low, "grids": grids, "parts": parts}
     for part in asked.parts.split(","):
         for name in asked.models.split(","):
             if name == "shipped" and part in ("grids", "parts"):
