@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdall.errors import BadInput
 from holdall.kinds import Spend
+from holdall.memory import return_early
 from holdall.method import Method
 from holdall.optional import lazy
 from holdall.packed import Packed
@@ -25,11 +26,14 @@ def open(path: str | Packed, memory: Spend = None, activations: int = 16) -> tor
     memory: what the weights may take; BudgetError with the least that would do.
     activations: bits that `Coded` matrices round tokens to: 16, with which perplexity is that of float32 to four
         digits; 8, which costs what docs/weights.md says; or 32 for float32 throughout.
+    The process returns freed memory early from then on (`memory.return_early`), or it would stay as large as unpacking
+    was at its worst.
     """
     if activations not in (8, 16, 32):
         raise BadInput("activations", activations, "8, 16 or 32 bits")
     from holdall.verbs import method_of
 
+    return_early()
     packed = Packed.open(path) if isinstance(path, str) else path
     method: Any = method_of(packed, str(path))
     if not isinstance(method, WeightCodec):

@@ -1,6 +1,9 @@
 """Modules with packed matrices: they compute what the decoded model computes, and hold no more than they say."""
 
 import copy
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -50,6 +53,32 @@ def test_memory_is_foretold_and_kept(corner):
     with pytest.raises(BudgetError) as caught:
         method.open(packed, least - 1)
     assert caught.value.least == least
+
+
+OPENED = """
+import json, sys, holdall.weights
+from holdall.meter import Meter
+from holdall.packed import Packed
+from holdall.weights import coded_file
+from holdall.weights.quality import warm
+warm()
+with Packed.open(sys.argv[1]) as packed:
+    least = coded_file.resident(packed)
+for _ in range(2):  # kernels are compiled before memory is counted
+    with Meter() as meter:
+        module = holdall.weights.open(sys.argv[1])
+    del module
+print(json.dumps([meter.peak_bytes, least]))
+"""
+
+
+@pytest.mark.slow
+def test_opening_takes_little_more_than_what_is_held(tmp_path):
+    model, path = Model.read("smollm2"), str(tmp_path / "a.hold")
+    RoundToNearest(bits=4).encode(model, to=path)
+    done = subprocess.run([sys.executable, "-c", OPENED, path], capture_output=True, text=True, check=False)
+    peak, least = json.loads(done.stdout or "[0, 0]")
+    assert 0 < least < peak < 1.2 * least, done.stderr
 
 
 @pytest.mark.parametrize("method", [RoundToNearest(bits=6), BitStack(rank=2)])
