@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,13 +185,14 @@ def libraries(path: str, kv: KVSelector | None = None) -> None:
         getattr(transformers, name)
     if path.lower().endswith(".hold"):
         need("numba", "weights")
-        from holdall.weights.coded import Coded
+        from holdall.packed import Packed
+        from holdall.weights.coded_file import compile_for
         from holdall.weights.layout import Piece
-        from holdall.weights.lean import CodedMatrix
         from holdall.weights.parts import Part
 
-        coded = CodedMatrix(Coded.of(np.zeros((16, 64), np.uint8), 4, scale=np.ones(16)))
-        coded.multiply(torch.zeros(1, 64))
+        importlib.import_module("holdall.weights.lean")
+        with Packed.open(path) as packed:
+            compile_for(packed)
         part = Part(Piece(0, 0, 16, 16, 1, False))
         part.resize(1)
         part.dense(np.zeros((16, 16), np.float32))

@@ -1,11 +1,14 @@
 """A model whose matrices are `Coded`, as a file: what a rounding method needs besides its rounding.
 
 Sections: `file/<name>` (tokenizer, config), `w/<i>` for tensor number i where it is coded, else `t/<i>` (half precision
-where that can hold it). A method made of these writes `encode`, and has `decode` and `held` in a line each.
+where that can hold it). `kernels` in the header are the widths, and whether of palettes, so that what multiplies them
+can be compiled before memory is counted. A method made of these writes `encode`, and has `decode` and `held` in a line
+each.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from holdall.kinds import Spend
 from holdall.method import Method
 from holdall.optional import lazy
 from holdall.packed import Packed
-from holdall.weights.coded import Coded
+from holdall.weights.coded import WIDTHS, Coded
 from holdall.weights.coded_bytes import held_bytes
 from holdall.weights.model import Model
 from holdall.weights.stored import describe, described, file_sections, files_of, section
@@ -40,8 +43,23 @@ def write(
             arrays |= coded[name].sections(f"w/{i}", coded=entropy)
         else:
             arrays[f"t/{i}"] = plain(name, tensor)
-    size = {"original_bytes": x.nbytes, "elements": x.elements}
+    kinds = [
+        list(k) for k in sorted({(b.bits, b.table is not None) for c in coded.values() for b in c.bands})
+    ]
+    size = {"original_bytes": x.nbytes, "elements": x.elements, "kernels": kinds}
     return Packed(arrays, {"room": "weights", "method": method.to_dict(), **size, **describe(x), **more})
+
+
+def compile_for(packed: Packed) -> None:
+    """Compile, or load, the kernels that the file's matrices need."""
+    from holdall.weights.coded_linear import CodedMatrix
+
+    told = packed.meta.get("kernels")
+    for bits, table in itertools.product(WIDTHS, (False, True)):
+        if isinstance(told, list) and [bits, table] in told:
+            values = np.zeros(1 << bits) if table else None
+            coded = Coded.of(np.zeros((16, 64), np.uint8), bits, scale=np.ones(16), table=values)
+            CodedMatrix(coded).multiply(torch.zeros(1, 64))
 
 
 def plain(name: str, tensor: torch.Tensor) -> np.ndarray:
