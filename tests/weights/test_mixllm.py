@@ -1,14 +1,12 @@
 """MixLLM: rows that the whole model's loss feels most get more bits; what that buys, and that nothing is invented."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from holdall import BadInput, BudgetError
 from holdall.packed import Packed
-from holdall.weights import MixLLM, Model, by_column, coded_file, quality, two_step
+from holdall.weights import MixLLM, Model, by_column, coded_file, two_step
 from holdall.weights.allotment import widths_of
 from holdall.weights.clipping import laid, spans, zeros
 from holdall.weights.coded import Coded
@@ -21,34 +19,6 @@ from holdall.weights.sensitivity import feel, salience_of
 
 FEW = {"windows": 4, "window": 64}
 UP = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def learned(corner_of_quality):
-    """A small model that has learned the calibration text in float, so that its losses mean something."""
-    small = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = corner_of_quality.config | small | {"head_dim": 32, "num_hidden_layers": 3}
-    x = Model({}, corner_of_quality.files | {"config.json": json.dumps(config).encode()})
-    draw = torch.Generator().manual_seed(0)
-    for name, p in x.skeleton().named_parameters():
-        if not name.startswith("lm_head"):
-            x.state[name] = torch.ones(p.shape) if p.ndim == 1 else torch.randn(p.shape, generator=draw) * 0.1
-    module, tokens = x.build().requires_grad_(True), windows(x, 150, 96)
-    adam = torch.optim.AdamW(module.parameters(), 4e-3)
-    for _ in range(150):
-        some = tokens[torch.randint(len(tokens), (12,), generator=draw)]
-        loss = module(input_ids=some, labels=some).loss
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    assert float(loss.detach()) < 3.0
-    x.state = {n: p.detach().clone() for n, p in module.named_parameters() if not n.startswith("lm_head")}
-    return x
-
-
-@pytest.fixture(scope="module")
-def corner_of_quality():
-    return quality.real()
 
 
 def packed_rows(packed, name):
