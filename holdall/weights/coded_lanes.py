@@ -7,6 +7,7 @@ AVX-512 VNNI), those of 16 bits two at a time (vpdpwssd, or vpmaddwd of AVX2); o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from llvmlite import binding, ir
@@ -76,11 +77,60 @@ def _halves(builder: Any, codes: Any, x: Any) -> Any:
     return builder.shuffle_vector(*found, ir.Constant(INTS, list(range(LANES))))
 
 
-class _Tile:
+class Tile(ABC):
+    """Blocks of columns of sixteen rows, one after another. What makes one sets all of these, and has the rest."""
+
+    builder: Any
+    bits: int
+    tokens: range
+    zero: Any  # what sums of a block begin with
+    totals: list[Any]  # of each token
+    held: list[list[Any]]  # of each token, sums in the making
+    tiles: Any
+    start: Any
+    begins: Any
+    blocks: Any
+    out: Any
+
+    def run(self) -> None:
+        builder = self.builder
+        for total in self.totals:
+            builder.store(ZERO, total)
+        with cgutils.for_range(builder, self.blocks) as loop:
+            for held in (h for token in self.held for h in token):
+                builder.store(self.zero, held)
+            begin, end = (
+                builder.load(builder.gep(self.begins, [builder.add(loop.index, LONG(i))])) for i in (0, 1)
+            )
+            with cgutils.for_range_slice(builder, begin, end, LONG(1), LONG) as (chunk, _):
+                self.chunk(chunk)
+            self.flush(loop.index)
+        for t, total in zip(self.tokens, self.totals, strict=True):
+            builder.store(builder.load(total), builder.gep(self.out, [LONG(t)])).align = 4
+
+    def vectors(self, chunk: Any) -> list[Any]:
+        """The codes of 32 columns."""
+        builder, found = self.builder, []
+        place = builder.add(self.start, builder.mul(chunk, LONG(self.bits)))
+        for v in range(self.bits):
+            found.append(builder.load(builder.gep(self.tiles, [builder.add(place, LONG(v))])))
+            found[-1].align = 64
+        return found
+
+    @abstractmethod
+    def chunk(self, chunk: Any) -> None:
+        """32 columns."""
+
+    @abstractmethod
+    def flush(self, block: Any) -> None:
+        """A block's sums into `totals`."""
+
+
+class _Tile(Tile):
     """The operands of `dots`, and code for one block of columns."""
 
     def __init__(self, context: Any, builder: Any, kinds: Any, args: Any, bits: int, tokens: int, how: str):
-        self.builder, self.bits, self.tokens, self.how = builder, bits, range(tokens), how
+        self.builder, self.bits, self.tokens, self.how, self.zero = builder, bits, range(tokens), how, _NONE
         array = [context.make_array(k)(context, builder, a) if isinstance(k, types.Array) else a
                  for k, a in zip(kinds, args, strict=True)]  # fmt: skip
         _, tiles, self.start, scale, low, self.grid, mix, begins, owners, x, xs, sums, self.first, out = array
@@ -101,33 +151,13 @@ class _Tile:
         """Sums that do not wait for one another."""
         return [cgutils.alloca_once(self.builder, INTS) for _ in range(count)]
 
-    def run(self) -> None:
-        builder = self.builder
-        for total in self.totals:
-            builder.store(ZERO, total)
-        with cgutils.for_range(builder, self.blocks) as loop:
-            for held in (h for token in self.held for h in token):
-                builder.store(_NONE, held)
-            begin, end = (
-                builder.load(builder.gep(self.begins, [builder.add(loop.index, LONG(i))])) for i in (0, 1)
-            )
-            with cgutils.for_range_slice(builder, begin, end, LONG(1), LONG) as (chunk, _):
-                self.chunk(chunk)
-            self.flush(loop.index)
-        for t, total in zip(self.tokens, self.totals, strict=True):
-            builder.store(builder.load(total), builder.gep(self.out, [LONG(t)])).align = 4
-
     def chunk(self, chunk: Any) -> None:
         """32 columns."""
         builder = self.builder
         each = 1 if self.eight else 2  # i32 of numbers for four columns
-        place = builder.add(self.start, builder.mul(chunk, LONG(self.bits)))
         before = builder.mul(self.first, builder.udiv(self.width, LONG(4 // each)))
         numbers = builder.add(before, builder.mul(chunk, LONG(8 * each * len(self.tokens))))
-        vectors = []
-        for v in range(self.bits):
-            vectors.append(builder.load(builder.gep(self.tiles, [builder.add(place, LONG(v))])))
-            vectors[-1].align = 64
+        vectors = self.vectors(chunk)
         for four in range(8):
             for part in range(each):
                 self.add(self.codes(vectors, four, part), numbers, four * each + part)

@@ -11,18 +11,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from holdall.weights.coded_lanes import CHAINS, INTS, LONG, call, half, level, same, splat, starts
+from holdall.weights.coded_lanes import CHAINS, INTS, LONG, Tile, call, half, level, same, splat, starts
 from holdall.weights.coded_tiles import PLANES
 from holdall.weights.lanes import INT, LANES, SHORT, VECTOR, ZERO, at, shape
 
 _FAST = ("fast",)
 
 
-class _Tile:
+class _Tile(Tile):
     """The operands of `lookups`, and code for one block of columns."""
 
     def __init__(self, context: Any, builder: Any, kinds: Any, args: Any, bits: int, tokens: int):
-        self.builder, self.bits, self.tokens = builder, bits, range(tokens)
+        self.builder, self.bits, self.tokens, self.zero = builder, bits, range(tokens), ZERO
         array = [context.make_array(k)(context, builder, a) if isinstance(k, types.Array) else a
                  for k, a in zip(kinds, args, strict=True)]  # fmt: skip
         _, tiles, self.start, scale, low, self.grid, mix, table, begins, owners, x, sums, self.first, out = (
@@ -43,42 +43,27 @@ class _Tile:
         self.totals = [cgutils.alloca_once(builder, VECTOR) for _ in self.tokens]
         self.held = [[cgutils.alloca_once(builder, VECTOR) for _ in range(chains)] for _ in self.tokens]
 
-    def run(self) -> None:
+    def flush(self, block: Any) -> None:
+        """total += step * (sum of values times numbers) + start * sum of the token's numbers, for each token."""
         builder = self.builder
-        for total in self.totals:
-            builder.store(ZERO, total)
-        with cgutils.for_range(builder, self.blocks) as loop:
-            for held in (h for token in self.held for h in token):
-                builder.store(ZERO, held)
-            begin, end = (
-                builder.load(builder.gep(self.begins, [builder.add(loop.index, LONG(i))])) for i in (0, 1)
-            )
-            with cgutils.for_range_slice(builder, begin, end, LONG(1), LONG) as (chunk, _):
-                self.chunk(chunk)
-            grid = builder.add(self.grid, builder.load(builder.gep(self.owners, [loop.index])))
-            step = half(builder, self.scale, grid)
-            start = starts(builder, step, half(builder, self.low, grid), self.mix)
-            for t, (total, chains) in enumerate(zip(self.totals, self.held, strict=True)):
-                place = at(builder, builder.add(self.first, LONG(t)), self.blocks, loop.index)
-                many = splat(builder, builder.load(builder.gep(self.sums, [place])))
-                first = builder.fadd(builder.load(total), builder.fmul(start, many, _FAST), _FAST)
-                builder.store(first, total)
-                for chain in chains:
-                    product = builder.fmul(step, builder.load(chain), _FAST)
-                    builder.store(builder.fadd(builder.load(total), product, _FAST), total)
-        for t, total in zip(self.tokens, self.totals, strict=True):
-            builder.store(builder.load(total), builder.gep(self.out, [LONG(t)])).align = 4
+        grid = builder.add(self.grid, builder.load(builder.gep(self.owners, [block])))
+        step = half(builder, self.scale, grid)
+        start = starts(builder, step, half(builder, self.low, grid), self.mix)
+        for t, (total, chains) in enumerate(zip(self.totals, self.held, strict=True)):
+            place = at(builder, builder.add(self.first, LONG(t)), self.blocks, block)
+            many = splat(builder, builder.load(builder.gep(self.sums, [place])))
+            first = builder.fadd(builder.load(total), builder.fmul(start, many, _FAST), _FAST)
+            builder.store(first, total)
+            for chain in chains:
+                product = builder.fmul(step, builder.load(chain), _FAST)
+                builder.store(builder.fadd(builder.load(total), product, _FAST), total)
 
     def chunk(self, chunk: Any) -> None:
         """32 columns."""
         builder = self.builder
-        place = builder.add(self.start, builder.mul(chunk, LONG(self.bits)))
+        vectors = self.vectors(chunk)
         before = builder.mul(self.first, self.width)
         numbers = builder.add(before, builder.mul(chunk, LONG(32 * len(self.tokens))))
-        vectors = []
-        for v in range(self.bits):
-            vectors.append(builder.load(builder.gep(self.tiles, [builder.add(place, LONG(v))])))
-            vectors[-1].align = 64
         for column in range(32):
             values = self.values(self.code(vectors, column))
             for t, chains in zip(self.tokens, self.held, strict=True):
