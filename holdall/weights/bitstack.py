@@ -65,11 +65,9 @@ class BitStack(WeightCodec):
         >>> from holdall.weights import BitStack, Model
         >>> w = torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
         >>> packed = BitStack().encode(Model({"w": w}), "20%")
-        >>> packed.nbytes <= 0.2 * w.nbytes
-        True
         >>> back = BitStack().decode(packed).state["w"]
-        >>> float((back - w).norm() / w.norm()) < 0.3
-        True
+        >>> packed.nbytes <= 0.2 * w.nbytes, float((back - w).norm() / w.norm()) < 0.3
+        (True, True)
 
     Paper: Wang et al., BitStack: Any-Size Compression of Large Language Models in Variable Memory Environments.
     Test: tests/weights/test_bitstack.py
@@ -116,9 +114,8 @@ class BitStack(WeightCodec):
             if getattr(self, field) not in wanted.split():
                 raise BadInput(field, getattr(self, field), wanted.replace(" ", " or "))
         if min(self.levels, self.aim, self.lead + 1, self.windows, self.window - 1) < 1:
-            raise BadInput(
-                "bitstack", str(self.to_dict()), "levels, aim, windows >= 1, lead >= 0, window >= 2"
-            )
+            wanted = "levels, aim, windows >= 1, lead >= 0, window >= 2"
+            raise BadInput("bitstack", str(self.to_dict()), wanted)
 
     def encode(self, x: Model, budget: Spend = None, *, to: str | None = None) -> Packed:
         from holdall.weights.encoder import Encoder
