@@ -13,6 +13,7 @@ from holdall.optional import lazy
 from holdall.packed import Packed
 from holdall.weights.kept import keep, put_back
 from holdall.weights.sharing import NAME, share, shareable, sharing_of
+from holdall.weights.sharing_map import Map
 from holdall.weights.stored import section
 
 if TYPE_CHECKING:
@@ -58,8 +59,14 @@ def restored(packed: Packed, like: torch.nn.Module) -> torch.nn.Module:
     blank = packed.meta.get("blank")
     if not isinstance(blank, dict) or any(n not in tensors or type(r) is not int for n, r in blank.items()):
         raise CorruptArtefact("the header", f"blank rows {blank}")
-    if any(not 0 <= r < len(tensors[n]) for n, r in blank.items()):
+    if any(tensors[n].ndim != 2 or not 0 <= r < len(tensors[n]) for n, r in blank.items()):
         raise CorruptArtefact("the header", f"blank rows {blank}")
+    try:
+        Map(kind, psi.size, chunk, seed)  # type: ignore[arg-type]
+    except BadInput as fault:
+        raise CorruptArtefact("the header", str(fault)) from fault
+    if not (len(tensors) if kind == "local" else 1) <= psi.size <= sum(t.numel() for t in tensors.values()):
+        raise CorruptArtefact("section 'psi'", f"{psi.size} numbers for {len(tensors)} tensors")
     known = {n: (float(v), blank.get(n, -1)) for n, v in zip(tensors, scales, strict=True)}
     module = share(like, psi.size, seed, map=kind, chunk=chunk, biases=biases, known=known)  # type: ignore[arg-type]
     put_back(packed, {n: t for n, t in module.state_dict().items() if n != NAME}, half)

@@ -15,10 +15,10 @@ _PERMUTE, _SHIFT, _FREE = range(3)  # the last: each chunk starts where its own 
 _ADD, _MUL, _MUL2 = (np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _27, _30, _31, _32, _ONE = (np.uint64(v) for v in (27, 30, 31, 32, 1))
 
-Spot = tuple[np.uint64, np.uint64, int, int, int, int]  # keys of places and signs, code, size, chunk, base
-State = tuple[
-    int, int, int, int, np.uint64
-]  # slice, position in it, chunk, position in that, the slice's key
+# keys of places and signs, code, size, chunk, base
+Spot = tuple[np.uint64, np.uint64, int, int, int, int]
+# slice, position in it, chunk, position in that, the slice's key
+State = tuple[int, int, int, int, np.uint64]
 
 
 def spot(m: Map, segment: Segment) -> Spot:

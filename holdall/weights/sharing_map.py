@@ -53,10 +53,6 @@ class Map:
         object.__setattr__(self, "chunk", min(self.chunk, self.params))
 
     @property
-    def code(self) -> int:
-        return KINDS.index(self.kind)
-
-    @property
     def keys(self) -> tuple[int, int]:
         """Of places and of signs."""
         root = splitmix64(self.seed & _WORD)

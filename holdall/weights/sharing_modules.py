@@ -53,7 +53,7 @@ def attached(module: torch.nn.Module) -> bool:
 @cache
 def _shared_class(cls: type[Any], names: tuple[str, ...]) -> type[Any]:
     body: dict[str, Any] = {name: property(partial(_weight, name=name)) for name in names}
-    if cls.forward is torch.nn.Linear.forward:
+    if cls.forward is torch.nn.Linear.forward and "weight" in names:  # its bias may be shared alone
         body["forward"] = lambda self, x: _Linear.apply(
             x, self._sharing.psi, self.bias, self._sharing, self._segments["weight"]
         )

@@ -76,7 +76,7 @@ class Sharing:
         if not fast(grad):
             for index, sign, part in self._places(segment, first, flat.numel()):
                 pieces = segment.scale * sign.to(grad) * flat[part]
-                grad.index_add_(0, index, pieces * gamma[index] if gamma.numel() else pieces)
+                grad.index_add_(0, index, (pieces * gamma[index]).to(grad) if gamma.numel() else pieces)
             return
         from holdall.weights.sharing_kernels import scatter, spot
 

@@ -224,10 +224,13 @@ def test_norms_and_biases_stay_their_own():
     assert {n for n, _ in share(module, 300, biases=True).named_parameters()} == {NAME, *own}
     wide = nn.Sequential(nn.LayerNorm((4, 4)), nn.Flatten(), nn.Linear(16, 2))
     assert set(shareable(wide, True)) == {"2.weight", "2.bias"}
-    kept = share(module, 100, keep=("8.weight",))
-    assert kept[8].weight is kept.get_parameter("8.weight") and "0.weight" not in dict(
-        kept.named_parameters()
-    )
+    for biases in (False, True):
+        kept = share(module, 100, keep=("8.weight",), biases=biases)
+        assert torch.equal(kept.get_parameter("8.weight"), module[8].weight)
+        own = dict(kept.named_parameters())
+        assert "0.weight" not in own and ("8.bias" in own) != biases
+        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(kept.eval()(x), plain(kept)(x), atol=1e-5)
 
 
 def test_a_shared_module_is_a_module():
@@ -266,6 +269,12 @@ def test_other_types_are_read_without_kernels():
     (shared(ids) ** 2).mean().backward()
     (slow(ids) ** 2).mean().backward()
     assert torch.allclose(shared.shared_weights.grad.double(), slow.shared_weights.grad, rtol=1e-3, atol=1e-5)
+    narrow = copy.deepcopy(shared).bfloat16()
+    narrow.zero_grad()
+    (narrow(ids) ** 2).mean().backward()
+    told, wanted = narrow.shared_weights.grad, slow.shared_weights.grad
+    assert told.dtype == torch.bfloat16
+    assert float(torch.cosine_similarity(told.double(), wanted, dim=0)) > 0.99
 
 
 def test_tiles_are_all_that_exists_of_a_large_layer(monkeypatch):

@@ -182,15 +182,26 @@ def test_a_loop_of_ones_own():
 def test_forged_headers_are_refused():
     packed = StableRPS(epochs=1).fit(net(), digits(128)[0][:1]).packed
     spoilt = (
-        {"map": "x"}, {"chunk": 0}, {"seed": None}, {"seed": 1e9}, {"half": True}, {"biases": True},
-        {"blank": {"1.weight": 96}}, {"blank": {"1.weight": True}}, {"blank": []}, {"shapes": 3},
+        {"map": "x"}, {"chunk": 0}, {"seed": None}, {"seed": 1e9}, {"half": True},
+        {"blank": {"1.weight": 96}}, {"blank": {"1.weight": True}}, {"blank": []},
     )  # fmt: skip
     for change in spoilt:
-        with pytest.raises((CorruptArtefact, BadInput)):
-            StableRPS().load(Packed(packed.arrays, {**packed.meta, **change}), net())
-    for name, array in (("psi", np.full(5, np.nan, np.float32)), ("scales", np.zeros(3, np.float32))):
         with pytest.raises(CorruptArtefact):
-            StableRPS().load(Packed({**packed.arrays, name: array}, packed.meta), net())
+            StableRPS().load(Packed(packed.arrays, {**packed.meta, **change}), net())
+    for change in ({"biases": True}, {"shapes": 3}):  # of another module, for all that the file says
+        with pytest.raises(BadInput, match="same names and shapes"):
+            StableRPS().load(Packed(packed.arrays, {**packed.meta, **change}), net())
+    ones = np.ones(20_000, np.float32)
+    wrong = (
+        ({}, "psi", np.full(5, np.nan, np.float32)), ({}, "psi", ones[:0]), ({}, "psi", ones),
+        ({"map": "local"}, "psi", ones[:2]), ({}, "scales", 0 * ones[:3]), ({}, "scales", ones[:2]),
+    )  # fmt: skip
+    for change, name, array in wrong:
+        with pytest.raises(CorruptArtefact):
+            StableRPS().load(Packed({**packed.arrays, name: array}, {**packed.meta, **change}), net())
+    biased = StableRPS(epochs=1, biases=True).fit(net(), digits(128)[0][:1]).packed
+    with pytest.raises(CorruptArtefact, match="blank"):
+        StableRPS().load(Packed(biased.arrays, {**biased.meta, "blank": {"1.bias": 0}}), net())
 
 
 def test_training_that_diverges_is_named():
