@@ -33,6 +33,8 @@ def write(module: nn.Module, folds: Mapping[str, str], half: bool, head: Mapping
     frozen = {n: freeze(layer, parts.get(n)) for n, layer in layers.items()}
     bits = [np.packbits(f.minus.reshape(-1), bitorder="little") for f in frozen.values()]
     scales = np.concatenate([*_scales(layers, frozen, folds), np.zeros(0, np.float32)])
+    if not np.isfinite(scales).all():
+        raise BadInput("scales", "numbers that are not finite", "a module that has learned something")
     if half and not (np.abs(scales) < 65504).all():
         raise BadInput("scales", "numbers beyond half precision", "a budget that holds whole ones")
     arrays = {"bits": np.concatenate(bits), "scales": scales.astype(np.float16 if half else np.float32)}

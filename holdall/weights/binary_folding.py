@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdall.weights.binary_layers import binary_layers, shown
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+from holdall.weights.conv_graph import NORMS, normalising
 
 
 class _Watched(Tensor):
@@ -19,12 +20,23 @@ class _Watched(Tensor):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for given in args:
-            for one in given if isinstance(given, list | tuple) else (given,):
-                if isinstance(one, _Watched):
-                    one.uses += 1
+        for one in _watched([args, kwargs]):
+            one.uses += 1
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(kwargs or {}))
+
+
+def _watched(given: Any) -> Iterator[_Watched]:
+    """All of them in what a function takes or a module gives."""
+    if isinstance(given, _Watched):
+        yield given
+    elif isinstance(given, Mapping):
+        yield from _watched(list(given.values()))
+    elif is_dataclass(given):
+        yield from _watched(list(vars(given).values()))
+    elif isinstance(given, list | tuple):
+        for one in given:
+            yield from _watched(one)
 
 
 def foldable(module: nn.Module, example: Any) -> dict[str, str]:
@@ -35,7 +47,7 @@ def foldable(module: nn.Module, example: Any) -> dict[str, str]:
     layers = dict(binary_layers(module))
     norms = {n: m for n, m in module.named_modules() if type(m) in NORMS}
     made: dict[str, list[Any]] = {n: [] for n in layers}
-    taken: dict[str, list[Tensor]] = {n: [] for n in norms}
+    taken: dict[str, list[Any]] = {n: [] for n in norms}
 
     def leave(name: str) -> Any:
         def hook(_m: Any, _a: Any, out: Tensor) -> Tensor:
@@ -48,13 +60,15 @@ def foldable(module: nn.Module, example: Any) -> dict[str, str]:
 
     def enter(name: str) -> Any:
         def hook(_m: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            taken[name].append(args[0])
-            return (args[0].as_subclass(Tensor), *args[1:])  # which counts as no use
+            taken[name] += args[:1] or [None]  # nothing: it was given by name
+            return tuple(a.as_subclass(Tensor) for a in args)  # which counts as no use
 
         return hook
 
     hooks = [m.register_forward_hook(leave(n)) for n, m in layers.items()]
-    shown(module, example, hooks + [m.register_forward_pre_hook(enter(n)) for n, m in norms.items()])
+    hooks += [m.register_forward_pre_hook(enter(n)) for n, m in norms.items()]
+    for one in _watched(shown(module, example, hooks)):
+        one.uses += 1
     pairs = {}
     for name, outs in made.items():
         users = [
@@ -74,12 +88,7 @@ def takes_in(layer: Any, norm: Any, dimensions: int | None = None) -> bool:
 
 def folded(scale: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift after which nothing is left to normalise."""
-    by = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        by = by * norm.weight.double()
-    shift = -norm.running_mean.double() * by
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
+    by, shift = normalising(norm)
     if bias is not None:
         shift = shift + bias.double() * by
     return (scale.double() * by).float(), shift.float()

@@ -148,11 +148,11 @@ def output_sizes(module: nn.Module, layers: dict[str, nn.Module], example: Any) 
     return found
 
 
-def shown(module: nn.Module, example: Any, hooks: Sequence[Any]) -> None:
-    """Run a batch through, evaluated, with hooks that are then taken away."""
+def shown(module: nn.Module, example: Any, hooks: Sequence[Any]) -> Any:
+    """What the module, evaluated, gives for a batch, with hooks that are then taken away."""
     try:
         with evaluated(module):
-            module(**example) if isinstance(example, dict) else module(example[0])
+            return module(**example) if isinstance(example, dict) else module(example[0])
     finally:
         for hook in hooks:
             hook.remove()

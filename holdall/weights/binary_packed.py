@@ -70,7 +70,7 @@ class _Packed(nn.Module):
         """A number for each row of outputs."""
         if not self.frozen.mean:
             return np.ones(1, np.float32)
-        mean = x.abs().mean(tuple(range(1, x.ndim)))
+        mean = x.abs().mean(tuple(range(1, x.ndim))).reshape(-1)  # of all, where there is one sample alone
         return mean.repeat_interleave(rows // max(1, len(mean))).numpy()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ def _conv(path: str, owner: Any, stride: Any, padding: Any, dilation: Any, group
     return Layer(path, owner, _two(stride), _two(padding), groups, odd)
 
 
+def normalising(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of a batch normalisation with running statistics, in double precision."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
 def folded(module: nn.Module) -> nn.Module:
     """An evaluated copy whose normalisations are in the layers before them, where nothing reads what is between."""
     made = copy.deepcopy(module).eval()
@@ -80,13 +89,9 @@ def folded(module: nn.Module) -> nn.Module:
         layer: Any = made.get_submodule(path)
         norm: Any = made.get_submodule(norm_path)
         with torch.no_grad():
-            scale = (norm.running_var.double() + norm.eps).rsqrt()
-            if norm.weight is not None:
-                scale = scale * norm.weight.double()
-            bias = layer.bias.double() if layer.bias is not None else 0.0
-            bias = (bias - norm.running_mean.double()) * scale
-            if norm.bias is not None:
-                bias = bias + norm.bias.double()
+            scale, bias = normalising(norm)
+            if layer.bias is not None:
+                bias = bias + layer.bias.double() * scale
             wide = scale.reshape(-1, *([1] * (layer.weight.ndim - 1)))
             dtype = layer.weight.dtype
             layer.weight = nn.Parameter((layer.weight.double() * wide).to(dtype))
@@ -97,7 +102,7 @@ def folded(module: nn.Module) -> nn.Module:
 
 def _pairs(module: nn.Module) -> dict[str, str]:
     """Layer -> normalisation, each used once. None where a module has no normalisation or cannot be traced."""
-    norms = {n for n, m in module.named_modules() if type(m) in _NORMS and m.running_mean is not None}
+    norms = {n for n, m in module.named_modules() if type(m) in NORMS and m.running_mean is not None}
     if not norms:
         return {}
     try:

@@ -23,16 +23,18 @@ from holdall.weights.stored import section
 
 def write(module: Any, block: int, half: bool, head: Mapping[str, Any]) -> Packed:
     made = folded(module)
+    layers = _pruned(made)
     dtype, parts = (np.float16 if half else np.float32), []
-    for path, owner in prunable(made).items():
+    for path, owner in layers.items():
         weight = matrix(owner).float().numpy()
         bias = (
             owner.bias.detach().float().numpy()
             if owner.bias is not None
             else np.zeros(len(weight), np.float32)
         )
-        if half and max(np.abs(weight).max(), np.abs(bias).max()) > 65504:
-            raise BadInput(f"layer {path}", "numbers beyond half precision", "half=False")
+        largest = np.abs(np.append(weight, bias)).max()
+        if not largest <= np.finfo(dtype).max:
+            raise BadInput(f"layer {path}", f"numbers as {largest}", "finite ones; half=False beyond 65504")
         if weight.shape[1] >= 1 << 16:
             raise BadInput(f"layer {path}", f"{weight.shape[1]} input channels", "fewer than 65,536")
         parts += pieces(weight.astype(dtype).astype(np.float32), bias, block)
@@ -55,9 +57,7 @@ def read(packed: Packed, like: Any) -> Any:
     if block not in (1, 2, 4) or type(block) is not int or type(half) is not bool:
         raise CorruptArtefact("the header", f"blocks of {block} rows, half {half}")
     made = folded(like)
-    layers = prunable(made)
-    if not layers:
-        raise BadInput("module", type(like).__name__, "the one that was trained")
+    layers = _pruned(made)
     reader = _Reader(packed, half)
     for owner in layers.values():
         rows = [reader.take(*place).dense() for place in places(_shape(owner), block)]
@@ -69,6 +69,14 @@ def read(packed: Packed, like: Any) -> Any:
     reader.end()
     put_back(packed, _others(made), half)
     return made.requires_grad_(False)
+
+
+def _pruned(module: Any) -> dict[str, Any]:
+    found = prunable(module)
+    if not found:
+        wanted = "1x1 convolutions or linears between first and last layer"
+        raise BadInput("module", type(module).__name__, wanted)
+    return found
 
 
 def _shape(owner: Any) -> tuple[int, int]:

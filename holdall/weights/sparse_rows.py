@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdall.errors import CorruptArtefact
+from holdall.weights.pruning import cuts
 
 _MORE = 255
 _LEAST = np.finfo(np.float32).tiny  # anything nearer to 0 slows multiply-adds down by a hundred
@@ -107,12 +108,9 @@ class SparseRows:
 
 def pieces(weight: np.ndarray, bias: np.ndarray, nr: int) -> list[SparseRows]:
     """The whole groups of NR rows, then the rows that are left, one by one."""
-    whole = len(weight) // nr * nr
-    cuts = [(0, whole, nr), (whole, len(weight), 1)]
-    return [SparseRows.of(weight[a:b], bias[a:b], n) for a, b, n in cuts if b > a]
+    return [SparseRows.of(weight[a:b], bias[a:b], n) for a, b, n in cuts(len(weight), nr)]
 
 
 def places(shape: tuple[int, int], nr: int) -> list[tuple[tuple[int, int], int]]:
     """Shape and NR of each of the `pieces` of a matrix."""
-    whole = shape[0] // nr * nr
-    return [((n, shape[1]), r) for n, r in ((whole, nr), (shape[0] - whole, 1)) if n]
+    return [((b - a, shape[1]), n) for a, b, n in cuts(shape[0], nr)]

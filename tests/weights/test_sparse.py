@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from holdall.errors import BadInput, BudgetError
+from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.packed import Packed
 from holdall.weights import Sparse, compile_sparse, sparsify
 from holdall.weights.pruning import masked, matrix, prunable, scheduled
@@ -171,3 +171,39 @@ def test_mistakes_are_named():
         big[6].weight[1, 0] = 0.0
     with pytest.raises(BadInput, match="half"):
         Sparse().pack(big)
+    with torch.no_grad():
+        big[6].weight[0, 0] = np.nan
+    for half in (False, True):
+        with pytest.raises(BadInput, match="finite"):
+            Sparse(half=half).pack(big)
+    bare = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for act in (Sparse().pack, lambda m: Sparse().load(Sparse().pack(net()), m)):
+        with pytest.raises(BadInput, match="between first and last"):
+            act(bare)
+
+
+def test_forged_files_are_refused():
+    """Whose checksums are right: sections that contradict the header, the module or each other."""
+    made = net()
+    sparsify(made, 0.9)
+    packed = Sparse().pack(made)
+
+    def load(**changed):
+        arrays = {k: v for k, v in changed.items() if k in packed.arrays}
+        head = {k: v for k, v in changed.items() if k not in arrays}
+        return Sparse().load(Packed({**packed.arrays, **arrays}, {**packed.meta, **head}), made)
+
+    stream, gaps, counts = (packed.arrays[n] for n in ("stream", "gaps", "counts"))
+    more = counts.copy()
+    more[0] = 65535
+    spoilt = (
+        {"block": 2}, {"block": True}, {"block": [1]}, {"block": None}, {"half": False}, {"half": 1},
+        {"counts": more}, {"counts": counts[:-1]}, {"counts": counts.astype(np.int32)}, {"counts": counts[None]},
+        {"gaps": gaps[:-1]}, {"gaps": np.append(gaps, gaps[:1])}, {"gaps": np.full_like(gaps, 254)},
+        {"gaps": np.full_like(gaps, 255)}, {"stream": stream[:-1]}, {"stream": np.append(stream, stream[:1])},
+        {"stream": stream * np.float16(np.nan)},
+    )  # fmt: skip
+    for changed in spoilt:
+        with pytest.raises(CorruptArtefact):
+            load(**changed)
+    assert torch.equal(load()[6].weight, Sparse().load(packed, made)[6].weight)
