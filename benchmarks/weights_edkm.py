@@ -1,11 +1,12 @@
 """eDKM on SmolLM2-135M: what its way back is held in, what a step costs, and perplexity beside rounding.
 
-    python benchmarks/weights_edkm.py [--parts memory,kmeans,3bit,2bit] [--steps 40] [--quick]
+    python benchmarks/weights_edkm.py [--parts memory,kmeans,3bit,3bit-text,2bit] [--steps 100] [--quick]
 
 "memory" is one matrix of 576 x 1536 in bfloat16, eight centroids, three rounds: bytes held between forward and backward
 by mechanism, gradients compared bit by bit, and seconds of the paper's maps and of maps of the different values alone.
 Budgets are whole files at equal bytes to `weights_qat.py`'s: 60MB (most linears at 3 bits) and 45MB (at 2). "kmeans"
-are the same palettes without training, with and without text. Protocol of the room (`weights_judge`): WikiText-2 test,
+are the same palettes without training, with and without text; "3bit-text" learns from the text and not from the float
+model. Protocol of the room (`weights_judge`): WikiText-2 test,
 learned from WikiText-2 valid only; a novel that nothing was learned from beside it. Run with OMP_NUM_THREADS=1 and
 MALLOC_MMAP_MAX_=0.
 """
@@ -99,8 +100,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default="memory,kmeans,3bit,2bit")
-    parser.add_argument("--steps", type=int, default=40, help="of fine-tuning, 512 tokens each")
+    parser.add_argument("--parts", default="memory,kmeans,3bit,3bit-text,2bit")
+    parser.add_argument("--steps", type=int, default=100, help="of fine-tuning, 512 tokens each")
     parser.add_argument("--windows", type=int, default=4, help="of 1,024 tokens to judge on")
     parser.add_argument("--quick", action="store_true", help="few steps and windows, to see that it runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -120,7 +121,10 @@ def main() -> None:
                 rows[f"{bits}, k-means with text"] = tuned(method.but(steps=0), budget, judges)
                 rows[f"{bits}, k-means"] = tuned(method.but(steps=0, weighted=False), budget, judges)
         else:
-            rows = {f"{part}, {method.steps} steps": tuned(method, BUDGETS[part], judges)}
+            bits, _, alone = part.partition("-")
+            way = method.but(distill=0.0) if alone else method
+            name = f"{bits}, {method.steps} steps{', the text alone' if alone else ''}"
+            rows = {name: tuned(way, BUDGETS[bits], judges)}
         keep(part, rows, asked.out, method)
 
 

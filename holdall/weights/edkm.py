@@ -95,7 +95,7 @@ class EDKM(WeightCodec):
     window: int = knob(256, "tokens a window", unit="tokens", paper=2048, other=16, at=_LEARNS)
     batch: int = knob(2, "windows a step", other=1, at=_LEARNS)
     steps: int = knob(100, "of training", other=1, at=_LEARNS)
-    rate: float = knob(2e-2, "learning rate, as a share of the gap between centroids", other=0.1, at=_LEARNS)
+    rate: float = knob(5e-3, "learning rate, as a share of the gap between centroids", other=0.1, at=_LEARNS)
     distill: float = knob(
         1.0,
         "share of the float model's word in the loss; the rest is the text's",
