@@ -14,7 +14,7 @@ from holdall.parts.rows import by_rows
 from holdall.weights.chw_choice import Choice, by_cost, by_time
 from holdall.weights.chw_kernels import flush
 from holdall.weights.chw_plan import Plan
-from holdall.weights.chw_program import OP, run
+from holdall.weights.chw_program import as_ops, run
 from holdall.weights.conv_graph import folded
 from holdall.weights.sparse_rows import pieces
 from holdall.weights.spmm_kernels import zeros
@@ -74,14 +74,6 @@ class Compiled:
                 by_rows(run, threads, work / _ENOUGH, *arrays, i, i + 1, threads)
         found = arena[wanted.at : wanted.at + wanted.channels * wanted.stride].reshape(wanted.channels, -1)
         out[...] = found[:, : wanted.pixels].reshape(out.shape)
-
-
-def as_ops(ops: list[dict[str, Any]]) -> np.ndarray:
-    made = np.zeros(len(ops), OP)
-    for i, op in enumerate(ops):
-        for name, value in op.items():
-            made[i][name] = value
-    return made
 
 
 class SparseNet(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from holdall.weights.chw_program import run
+from holdall.weights.chw_program import as_ops, run
 from holdall.weights.sparse_rows import pieces
 from holdall.weights.spmm_cost import best, machine
 from holdall.weights.spmm_lanes import vectors
@@ -48,7 +48,7 @@ def by_cost(plan: Any, arena: np.ndarray) -> list[Choice]:
 
 
 def by_time(plan: Any, arena: np.ndarray) -> list[Choice]:
-    """The fastest of all, each tried in its place on some numbers."""
+    """The fastest a row of all, each tried in its place on some numbers."""
     arena[:] = np.random.default_rng(0).normal(size=len(arena))
     chosen = []
     for i, (weight, bias) in plan.rows.items():
@@ -62,11 +62,8 @@ def by_time(plan: Any, arena: np.ndarray) -> list[Choice]:
 
 
 def _seconds(op: dict[str, Any], rows: Any, many: int, arena: np.ndarray) -> float:
-    from holdall.weights.chw import as_ops
-
+    """Of a row."""
     more = {"nr": rows.nr, "vectors": many, "first": rows.first, "outputs": rows.shape[0]}
     ops, steps = as_ops([{**op, **more}]), rows.steps(op["x_stride"])
-    return (
-        best(lambda: run(ops, arena, arena, rows.stream, steps, rows.counts, 0, 1, 1, 0, 1), 3e-4, 3)
-        / rows.shape[0]
-    )
+    taken = best(lambda: run(ops, arena, arena, rows.stream, steps, rows.counts, 0, 1, 1, 0, 1), 3e-4, 3)
+    return taken / rows.shape[0]

@@ -15,7 +15,7 @@ from holdall.weights.chw_lanes import copy_rows, taps_1, taps_2
 from holdall.weights.spmm_kernels import spmm
 
 _FAST = {"contract", "nsz", "reassoc", "arcp"}
-_ONE, _TWO, _THREE, _SIX = (np.float32(n) for n in (1, 2, 3, 6))
+_ONE, _THREE, _SIX = (np.float32(n) for n in (1, 3, 6))
 _TINY = np.finfo(np.float32).tiny
 CURVES = ("none", "silu", "sigmoid", "hardswish", "hardsigmoid", "relu")
 
@@ -203,7 +203,7 @@ def naive_curve(x: np.ndarray, mode: int) -> np.ndarray:
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def curve(op, arena, part, parts):  # type: ignore[no-untyped-def]
-    """`naive_curve`, clamped."""
+    """`naive_curve`; only what is no curve (modes 0 and 5) is clamped."""
     for c in range(op.inputs * part // parts, op.inputs * (part + 1) // parts):
         x = arena[op.x + c * op.x_stride : op.x + c * op.x_stride + op.pixels]
         out = arena[op.out + c * op.out_stride : op.out + c * op.out_stride + op.pixels]

@@ -11,8 +11,8 @@ from numba.extending import intrinsic
 
 from holdall.weights.spmm_lanes import LANES, pick, spread
 
-_FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
-_VECTOR, _MASK, _INDEX = (ir.VectorType(t, LANES) for t in (_FLOAT, _BIT, _INT))
+_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
+_VECTOR, _INDEX = (ir.VectorType(t, LANES) for t in (_FLOAT, _INT))
 _ZERO = ir.Constant(_VECTOR, [0.0] * LANES)
 _FAST = ("contract", "nsz", "nnan", "arcp")
 _ROWS = (4, 1)  # of what comes out, at once: they share each weight

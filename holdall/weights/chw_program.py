@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -18,6 +20,15 @@ _WHOLE = [
     "scratch", "scratch_size", "tall", "pitch", "flat", "flat_stride",  # and where it has its input with a border
 ]  # fmt: skip
 OP = np.dtype([(name, np.int64) for name in _WHOLE] + [("low", np.float32), ("high", np.float32)], align=True)
+
+
+def as_ops(ops: list[dict[str, Any]]) -> np.ndarray:
+    """What is not told is 0."""
+    made = np.zeros(len(ops), OP)
+    for i, op in enumerate(ops):
+        for name, value in op.items():
+            made[i][name] = value
+    return made
 
 
 @njit(nogil=True, cache=True)

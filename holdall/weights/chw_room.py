@@ -19,12 +19,7 @@ class Value:
     h: int = 1
     w: int = 1
     vector: bool = False
-    pad: tuple[int, int, int, int] = (
-        0,
-        0,
-        0,
-        0,
-    )  # left, right, top, bottom: zeros that were asked for around it
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom: zeros asked for around it
     names: int = 0  # results that are this value, or it with zeros around it
     root: Value | None = None  # which this is, but for the zeros
 
@@ -71,7 +66,8 @@ class Room:
     """Places in the array: what is no longer read is given again."""
 
     def __init__(self) -> None:
-        self.end, self.free = 0, [(0, 0)]
+        self.end = 0
+        self.free: list[tuple[int, int]] = []  # where and how much
 
     def take(self, size: int) -> int:
         fitting = [(n, at) for at, n in self.free if n >= size]

@@ -1,9 +1,9 @@
 """What a sparse 1x1 convolution costs before it is run, and from which sparsity on it beats a dense one.
 
-    t = ceil(P / MR) * sum over groups of rows [row + non-zeros * (load + NR * MR / (lanes * fma))]
+    t = ceil(P / MR) * sum over groups of rows [NR * V * row + non-zeros * ((V + 1) * load + NR * V * fma)]
 
-with MR pixels in a strip, and `load` for all vectors of a strip; a strip of Cin * MR floats has to fit the nearest
-cache. The constants are measured on this machine once.
+with V vectors, MR pixels, in a strip; a strip of Cin * MR floats has to fit the nearest cache. The constants are
+measured on this machine once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def nearest_cache() -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """Seconds: `row` for beginning and storing a group of rows, `load` a vector, `fma` a vector's multiply-add."""
+    """Seconds: `row` for beginning and storing a row's vector, `load` a vector, `fma` a vector's multiply-add."""
 
     row: float
     load: float

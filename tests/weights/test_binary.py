@@ -155,6 +155,15 @@ def test_packed_layers_give_what_the_training_graph_gives(shape, name):
     torch.testing.assert_close(given, wanted, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-5)
 
 
+def test_sizes_may_change_from_call_to_call():
+    trained = BinaryConv2d(3, 4, 3, padding=1, operator="bnn")
+    packed = packed_layer(freeze(trained), trained)
+    with torch.no_grad():
+        for size in ((5, 6), (7, 4), (5, 6)):
+            x = torch.randn(2, 3, *size)
+            assert torch.equal(packed(x), trained(x))
+
+
 def test_inputs_of_another_shape_are_named_and_empty_ones_go_through():
     linear, conv = BinaryLinear(8, 3, operator="xnor"), BinaryConv2d(4, 5, 3, operator="xnor")
     packed, other = (packed_layer(freeze(m), m) for m in (linear, conv))
@@ -172,6 +181,7 @@ def test_a_network_with_folded_normalisations_is_what_was_trained(name):
     trained = binarize(module, name, example=data[0])
     chosen = groups(trained, 0.01)
     learn(trained, data, torch.optim.Adam(chosen, 3e-3), 2, each=lambda done: advance(trained, done))
+    assert [m.operator.done for _, m in binary_layers(trained)] == [7 / 8] * 2
     assert foldable(trained, data[0]) == {"3": "4", "6": "7"}
     packed = Binary(operator=name).pack(trained, data[0])
     loaded = Binary(operator=name).load(Packed.from_bytes(packed.to_bytes()), module)
@@ -313,6 +323,7 @@ def test_xnor_scales_outputs_by_each_samples_mean_size():
     x = torch.randn(2, 5, 4)
     one, ten = trained(x), trained(x * torch.tensor([1.0, 10.0])[:, None, None])
     torch.testing.assert_close(ten, one * torch.tensor([1.0, 10.0])[:, None, None])
+    assert not trained.operator.factor(x.requires_grad_()).requires_grad, "no gradient goes through it"
 
 
 def test_fdas_network_is_there_before_the_optimiser_and_trains():
@@ -326,6 +337,16 @@ def test_fdas_network_is_there_before_the_optimiser_and_trains():
     before = [p.detach().clone() for p in mine]
     learn(trained, data, optimiser, 1)
     assert all(not torch.equal(a, b) for a, b in zip(before, mine, strict=True))
+
+
+def test_operators_are_told_how_far_the_training_is(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "holdall.weights.binary_layers.advance", lambda m, done: (seen.append(done), advance(m, done))
+    )
+    module, data, _ = Binary.rehearsal()
+    Binary(operator="recu", epochs=2).fit(module, data)
+    assert seen == [step / 8 for step in range(8)]
 
 
 def test_fdas_noise_fades_and_never_reaches_inference():

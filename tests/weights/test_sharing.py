@@ -305,6 +305,28 @@ def test_weights_of_convolutions_are_not_kept_for_the_backward_pass():
         shared.shared_weights.mul_(2)
     with pytest.raises(RuntimeError, match="changed between"):
         held.sum().backward()
+    linear = share(nn.Linear(4, 4), 10)
+    held = linear(torch.ones(2, 4, requires_grad=True))
+    with torch.no_grad():
+        linear.shared_weights.mul_(2)
+    with pytest.raises(RuntimeError, match="changed between"):
+        held.sum().backward()
+
+
+def test_a_row_of_padding_learns_nothing():
+    """Where it is not zero, too."""
+    table = nn.Embedding(5, 4, padding_idx=1)
+    table.weight.data.fill_(1)
+    shared = share(table, 20)
+    shared(torch.tensor([1, 1])).sum().backward()
+    assert not shared.shared_weights.grad.any()
+    shared(torch.tensor([0, 1])).sum().backward()
+    assert int((shared.shared_weights.grad != 0).sum()) == 4
+    tied = nn.ModuleDict({"padded": nn.Embedding(5, 4, padding_idx=1), "same": nn.Embedding(5, 4)})
+    tied["same"].weight = tied["padded"].weight
+    both = share(tied, 20)
+    both["same"](torch.tensor([1])).sum().backward()
+    assert not both["same"](torch.tensor([1])).any() and not both.shared_weights.grad.any()
 
 
 def test_the_optimisers_state_shrinks():

@@ -11,6 +11,7 @@ from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.packed import Packed
 from holdall.weights import Sparse, compile_sparse, sparsify
 from holdall.weights.pruning import masked, matrix, prunable, scheduled
+from holdall.weights.sparse_file import slack
 from holdall.weights.training import accuracy, default_loss, digits, learn, outputs, parameter_bytes
 
 
@@ -142,6 +143,16 @@ def test_what_is_stored_is_three_bytes_a_non_zero():
     sparsify(wide, 0.99)
     back = Sparse().load(Sparse(half=False).pack(wide), wide)  # gaps of more than 255
     assert torch.equal(back[1].weight, wide[1].weight)
+
+
+def test_places_take_at_most_a_byte_and_the_slack():
+    """Wherever the non-zeros of a layer come to stand: a budget is kept before anything is trained."""
+    wide = nn.Sequential(nn.Linear(4, 900), nn.Linear(900, 8), nn.Linear(8, 4))
+    taken = []
+    for column in (0, 899):
+        wide[1].weight.data.zero_()[:, column] = 1
+        taken.append(Sparse().pack(wide).arrays["gaps"].size)
+    assert taken == [8, 8 + slack(wide, 1)] and slack(wide, 1) == 8 * 3 == 4 * slack(wide, 4)
 
 
 def test_a_budget_empties_layers_before_anything_is_trained():

@@ -10,7 +10,7 @@ from torch import nn
 from holdall.errors import BadInput
 from holdall.parts.rows import by_rows
 from holdall.weights import compile_sparse, sparsify
-from holdall.weights.chw_choice import rows_at_once
+from holdall.weights.chw_choice import Choice, rows_at_once
 from holdall.weights.chw_kernels import CURVES, naive_conv, naive_curve, naive_full, naive_mean, naive_mixed
 from holdall.weights.conv_graph import folded
 from holdall.weights.sparse_rows import SparseRows, pieces
@@ -127,12 +127,12 @@ def close(net, x):
 
 
 def test_each_kernel_beside_its_slow_truth():
-    rng, gen = np.random.default_rng(0), torch.manual_seed(0)
-    x = torch.randn(1, 6, 9, 13, generator=gen)
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 9, 13)
     plane = x[0].numpy()
 
-    def given(net, *more):
-        return compile_sparse(net.eval())(x, *more)[0].numpy()
+    def given(net):
+        return compile_sparse(net.eval())(x)[0].numpy()
 
     for out, k, stride, groups in (
         (8, 3, 1, 1),
@@ -166,7 +166,7 @@ def test_each_kernel_beside_its_slow_truth():
 
     flat = plane.reshape(6, -1)
     mixed = naive_mixed(naive_mixed(flat, naive_curve(flat, 2), False), mean, True)
-    assert np.allclose(given(Both()).reshape(6, -1), mixed, atol=1e-5) and rng is not None
+    assert np.allclose(given(Both()).reshape(6, -1), mixed, atol=1e-5)
 
 
 class Block(nn.Module):
@@ -309,6 +309,35 @@ def test_rows_are_taken_together_only_where_they_share_their_non_zeros():
     assert rows_at_once(sparse_matrix(16, 64, 1.0)[0]) == [1, 2, 4]
     assert rows_at_once(sparse_matrix(16, 64, 0.1, 4)[0]) == [1, 2, 4]
     assert rows_at_once(sparse_matrix(16, 64, 0.1)[0]) == [1]
+
+
+def test_what_takes_least_is_chosen(monkeypatch):
+    """By the model: rows at once where loads are dear, and strips that fit. By timing: whatever was fastest."""
+    weight, _ = sparse_matrix(16, 64, 0.5, 4)
+    made = nn.Sequential(nn.Conv2d(64, 16, 1), nn.Conv2d(16, 8, 3)).eval()
+    made[0].weight.data = torch.from_numpy(weight)[:, :, None, None]
+    for load, cache, choice in (
+        (1.0, 1 << 20, Choice(4, vectors(4)[0])),
+        (0.0, 64 * LANES * 4, Choice(1, 1)),
+    ):
+        told = Machine(row=0.0, load=load, fma=1e-3, gemm=1.0, cache=cache)
+        monkeypatch.setattr("holdall.weights.chw_choice.machine", lambda told=told: told)
+        assert compile_sparse(made, choose="model").compiled((64, 8, 8)).choices == [choice]
+
+    def taken(op, rows, many, arena):
+        return abs(rows.nr - 2) + abs(many - 2)
+
+    monkeypatch.setattr("holdall.weights.chw_choice._seconds", taken)
+    assert compile_sparse(made).compiled((64, 8, 8)).choices == [Choice(2, 2)]
+
+
+def test_deep_nets_take_no_more_room_than_shallow_ones():
+    """What nothing reads any more is given to what comes next."""
+    ends = []
+    for deep in (3, 12):
+        made = nn.Sequential(*(m for _ in range(deep) for m in (nn.Conv2d(4, 4, 1), nn.SiLU())))
+        ends.append(compile_sparse(made, choose="model").compiled((4, 8, 8)).plan.room.end)
+    assert ends[0] == ends[1] == 2 * 4 * stride_of(64)
 
 
 def test_the_cost_model_halves_strips_and_finds_where_dense_is_met():
