@@ -39,6 +39,8 @@ VERBS = (
     "adapters",
     "cache",
     "grep",
+    "index",
+    "search",
     "measure",
     "methods",
     "show",

@@ -193,3 +193,82 @@ class Trainer(Method):
     @abstractmethod
     def rehearsal(cls) -> tuple[Any, Sequence[Any], Sequence[Any]]:
         """A small module, its training batches and held-out ones (real data, a few seconds to fit), for the checks."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a search found, the nearest first.
+
+    ids [Q, k]: the user's own, whole numbers or strings; distances float32 [Q, k], rising. Where fewer than k were
+    found a row ends in distances of infinity, beside ids of -1 or "".
+    """
+
+    ids: Any
+    distances: Any
+
+
+class Searcher(ABC):
+    """An open index: it answers, takes more and forgets, within the memory it was given, until it is closed."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Vectors that can be found."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that it holds in memory, all tables included; what it reads from disk passes by."""
+
+    @abstractmethod
+    def search(self, queries: Any, k: int = 10, where: Any = None) -> Hits:
+        """The k nearest of each query. where: ids, or a condition on attributes; nothing else is ever found."""
+
+    @abstractmethod
+    def add(self, vectors: Any, ids: Any = None) -> None:
+        """Take more; BadInput for ids that are there. All or nothing, on disk too."""
+
+    @abstractmethod
+    def remove(self, ids: Any) -> int:
+        """Forget some; how many of them were there."""
+
+    @abstractmethod
+    def traffic(self) -> Mapping[str, float]:
+        """What searches cost so far, counted: queries, reads, bytes read, distances computed."""
+
+    @abstractmethod
+    def save(self, url: str) -> None:
+        """Write the index to a new folder: whole or not at all."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _k: type[BaseException] | None, _e: object, _t: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index(Method):
+    """Makes things findable by what they are near to, within a budget of memory that searching may hold."""
+
+    kind: ClassVar[str] = "index"
+    exact: ClassVar[bool] = False  # whether it finds all that exact search finds
+    estimates: ClassVar[bool] = False  # whether the distances that it tells are estimates
+
+    @abstractmethod
+    def build(
+        self, vectors: Any, budget: Spend = None, ids: Any = None, *, to: str | None = None
+    ) -> Searcher:
+        """An open index, or BudgetError with the least that would do.
+
+        ids: the user's own, whole numbers or strings, each once; None counts from 0. to: a folder that the index is
+        written to and opened from; None keeps it in memory, or in a temporary folder where it works from disk.
+        """
+
+    @abstractmethod
+    def open(self, url: str, memory: Spend = None) -> Searcher:
+        """A written index, in no more memory than that; None: what it was built for."""

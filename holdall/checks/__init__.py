@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdall.checks import codec, every, faults, runtime, selector, trainer
-from holdall.kinds import Codec, Runtime, Selector, Trainer
+from holdall.checks import codec, every, faults, index, runtime, selector, trainer
+from holdall.kinds import Codec, Index, Runtime, Selector, Trainer
 
 Check = Callable[[type[Any]], None]
 
@@ -30,6 +30,8 @@ def checks_for(cls: type[Any]) -> dict[str, Check]:
         modules.append(runtime)
     if issubclass(cls, Trainer):
         modules.append(trainer)
+    if issubclass(cls, Index):
+        modules.append(index)
     return {
         name: check for module in modules for name, check in vars(module).items() if name.startswith("check_")
     }

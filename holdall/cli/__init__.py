@@ -16,12 +16,14 @@ from holdall.cli import (
     adapters,
     cache,
     grep,
+    index,
     info,
     measure,
     methods,
     pack,
     plan,
     run,
+    search,
     serve,
     show,
     unpack,
@@ -37,7 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (pack, unpack, plan, info, verify, run, serve, adapters, cache, grep, measure, methods, show):
+for _verb in (
+    pack, unpack, plan, info, verify, run, serve, adapters, cache, grep, index, search, measure, methods, show,
+):  # fmt: skip
     _verb.register(app)
 
 _Told: Any = typer.BadParameter.__mro__[2]  # click's ClickException: a mistake in how a command was called

@@ -21,9 +21,8 @@ def info(file: File, json: JSON = False) -> None:
     from holdall.errors import human_bytes
     from holdall.packed import Packed
 
-    with Packed.open(file) as packed:
-        told = describe(packed)
-    told = {"file": file, **told}
+    with Packed.open(state_of(file)) as packed:
+        told = {"file": file, **describe(packed)}
     if json:
         as_json(told)
         return
@@ -32,6 +31,8 @@ def info(file: File, json: JSON = False) -> None:
     )
     for name, value in told["knobs"].items():
         print(f"  {name} = {value}")
+    if told["room"] == "vectors":
+        print(f"  {told['count']:,} vectors of {told['dim']}")
     rows = [[s["name"], str(s["count"]), s["type"], f"{s['bytes']:,}"] for s in told["sections"]]
     table(["section", "count", "type", "bytes"], rows)
     if told["report"]:
@@ -40,11 +41,22 @@ def info(file: File, json: JSON = False) -> None:
         print(Report.from_dict(told["report"]).as_table())
 
 
+def state_of(file: str) -> str:
+    """The file that tells what something is: itself, or an index folder's state."""
+    from holdall.places import is_file
+    from holdall.vectors.folder import STATE
+
+    inside = f"{file.rstrip('/')}/{STATE}"
+    return inside if not is_file(file) and is_file(inside) else file
+
+
 def describe(packed: Any) -> dict[str, Any]:
     """The header, ready for JSON."""
     method = packed.meta.get("method")
     knobs = dict(method) if isinstance(method, dict) else {}
+    counts = {n: packed.meta[n] for n in ("count", "dim") if isinstance(packed.meta.get(n), int)}
     return {
+        **counts,
         "room": packed.meta.get("room"),
         "method": knobs.pop("method", None),
         "knobs": knobs,

@@ -1,0 +1,81 @@
+"""Code books: k-means and product quantisers, with faiss underneath; the same seed gives the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+
+from holdall.errors import CorruptArtefact
+from holdall.optional import lazy
+
+faiss: Any = lazy("faiss", extra="vectors")  # its own types are of another release
+
+
+def kmeans(x: np.ndarray, k: int, *, seed: int = 0, rounds: int = 20, spherical: bool = False) -> np.ndarray:
+    """Centroids float32 [k, D] of vectors [N, D]; of fewer than k vectors all are there, the first again and again."""
+    x = np.ascontiguousarray(x, np.float32)
+    if len(x) <= k:
+        return np.resize(x, (k, x.shape[1]))
+    learner = faiss.Clustering(x.shape[1], k)
+    learner.niter, learner.seed, learner.spherical = rounds, seed + 1, spherical
+    learner.min_points_per_centroid, learner.max_points_per_centroid = 1, len(x)
+    learner.train(x, faiss.IndexFlatIP(x.shape[1]) if spherical else faiss.IndexFlatL2(x.shape[1]))
+    found: np.ndarray = faiss.vector_to_array(learner.centroids).reshape(k, -1)
+    return found.copy()
+
+
+def assigned(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """int64 [N]: the nearest centroid of each."""
+    if not len(x):
+        return np.zeros(0, np.int64)
+    _, found = faiss.knn(np.ascontiguousarray(x, np.float32), centroids, 1)
+    return np.asarray(found[:, 0])
+
+
+_ENTRIES = tuple(1 << b for b in range(1, 9))
+
+
+class ProductQuantiser:
+    """Vectors of D numbers as `parts` codes, each of a table of up to 256 sub-vectors [parts, entries, D / parts]."""
+
+    def __init__(self, tables: np.ndarray):
+        self.tables = np.ascontiguousarray(tables, np.float32)
+
+    @classmethod
+    def learn(cls, x: np.ndarray, parts: int, *, bits: int = 8, seed: int = 0, rounds: int = 20) -> Self:
+        """parts must divide D."""
+        cut = np.ascontiguousarray(x, np.float32).reshape(len(x), parts, -1)
+        found = [kmeans(cut[:, m], 1 << bits, seed=seed + m, rounds=rounds) for m in range(parts)]
+        return cls(np.stack(found))
+
+    @classmethod
+    def of(cls, tables: Any, dim: int) -> Self:
+        """From a file: CorruptArtefact for what cannot be tables for that many numbers."""
+        fine = isinstance(tables, np.ndarray) and tables.dtype == np.float32 and tables.ndim == 3
+        if (
+            not fine
+            or tables.shape[0] * tables.shape[2] != dim
+            or tables.shape[1] not in (2, 4, 8, 16, 32, 64, 128, 256)
+        ):
+            raise CorruptArtefact("the tables of a product quantiser", f"they do not fit {dim} numbers")
+        if not np.isfinite(tables).all():
+            raise CorruptArtefact("the tables of a product quantiser", "NaN or infinity")
+        return cls(tables)
+
+    @property
+    def parts(self) -> int:
+        return int(self.tables.shape[0])
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """uint8 [N, parts]: of each part the nearest entry."""
+        cut = np.ascontiguousarray(x, np.float32).reshape(len(x), self.parts, -1)
+        out = np.empty((len(x), self.parts), np.uint8)
+        for m in range(self.parts):
+            out[:, m] = assigned(cut[:, m], self.tables[m])
+        return out
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """float32 [N, D]."""
+        found = self.tables[np.arange(self.parts), codes.astype(np.int64)]  # [N, parts, D / parts]
+        return found.reshape(len(codes), -1)

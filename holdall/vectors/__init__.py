@@ -1,0 +1,14 @@
+"""vectors: more embeddings than memory.
+
+A user holds vectors, millions of them perhaps, and asks for those nearest to a query. `build` makes an index in a
+folder; what it holds in memory when it is open stays within the budget, and the rest is read from disk, a few pages a
+query. Indexes take more vectors and forget some, and a process that is killed leaves the last committed state.
+"""
+
+from holdall.kinds import Hits
+from holdall.vectors.ivfpq import IVFPQ
+from holdall.vectors.none import Nothing
+from holdall.vectors.random import Random
+from holdall.vectors.source import Vectors
+
+__all__ = ["IVFPQ", "Hits", "Nothing", "Random", "Vectors"]
