@@ -9,7 +9,7 @@ from torch import nn
 
 from holdall import unpack
 from holdall.packed import Packed
-from holdall.weights import Binary, BitStack
+from holdall.weights import Binary, BitStack, Sparse
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -58,3 +58,16 @@ def test_networks_of_signs_of_version_one_give_the_recorded_outputs(name):
     with Packed.open(str(GOLDEN / f"weights-binary-{name}-v1.hold")) as packed:
         module = Binary().load(packed, float_net())
     np.testing.assert_allclose(module(torch.from_numpy(told["x"])).numpy(), told["y"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["single", "pairs-half"])
+def test_sparse_nets_of_version_one_give_the_recorded_outputs(name):
+    """With gaps of more than a byte, an empty row, rows that are left beside pairs, and a folded normalisation."""
+    like = nn.Sequential(
+        nn.Conv2d(1, 300, 1), nn.Conv2d(300, 7, 1, bias=False), nn.BatchNorm2d(7), nn.Hardtanh(),
+        nn.Conv2d(7, 6, 1), nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+    told = np.load(GOLDEN / f"weights-sparse-{name}-v1.npz")
+    with Packed.open(str(GOLDEN / f"weights-sparse-{name}-v1.hold")) as packed:
+        module = Sparse().load(packed, like)
+    np.testing.assert_allclose(module(torch.from_numpy(told["x"])).numpy(), told["y"], rtol=1e-4, atol=1e-6)
