@@ -34,15 +34,12 @@ def quadratic_mean(values: Sequence[float]) -> float:
 
 def accuracy_track(settings: Mapping[str, Sequence[tuple[float, float]]]) -> float:
     """Learning tasks, and architectures: setting -> (accuracy binary, accuracy float) of its runs."""
-    return quadratic_mean([mean([b / f for b, f in runs]) for runs in settings.values()])
+    return quadratic_mean([mean(_ratios("accuracy of float", runs)) for runs in settings.values()])
 
 
 def robustness_track(corruptions: Mapping[str, tuple[float, float]]) -> float:
     """Corruption -> (generalisation gap of float, of binary), each clean less corrupted accuracy."""
-    for name, (_, binary) in corruptions.items():
-        if binary == 0:
-            raise BadInput("gap", f"none under {name}", "corruptions that cost the binary network something")
-    return quadratic_mean([f / b for f, b in corruptions.values()])
+    return quadratic_mean([_ratios(f"binary gap under {n}", [gaps])[0] for n, gaps in corruptions.items()])
 
 
 def gap(clean: float, corrupted: Sequence[float]) -> float:
@@ -52,7 +49,7 @@ def gap(clean: float, corrupted: Sequence[float]) -> float:
 
 def training_track(seconds: Sequence[tuple[float, float]], spread: Sequence[tuple[float, float]]) -> float:
     """(float, binary) of training times, and of how far accuracies spread over optimisers, rates and schedules."""
-    return _both([f / b for f, b in seconds], [f / b for f, b in spread])
+    return _both(_ratios("binary seconds", seconds), _ratios("binary spread", spread))
 
 
 def complexity_track(operations: Sequence[float], storage: Sequence[float]) -> float:
@@ -62,7 +59,14 @@ def complexity_track(operations: Sequence[float], storage: Sequence[float]) -> f
 
 def inference_track(seconds: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]]) -> float:
     """(float, binary) of measured times and of bytes on disk."""
-    return _both([f / b for f, b in seconds], [f / b for f, b in sizes])
+    return _both(_ratios("binary seconds", seconds), _ratios("binary bytes", sizes))
+
+
+def _ratios(below: str, pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """The first over the second, which `below` names."""
+    if any(second == 0 for _, second in pairs):
+        raise BadInput(below, "0", "a number to divide by: settings that cost something")
+    return [first / second for first, second in pairs]
 
 
 def _both(first: Sequence[float], second: Sequence[float]) -> float:

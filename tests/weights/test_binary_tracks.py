@@ -35,6 +35,10 @@ def test_training_means_are_squared_after_they_are_taken():
     given = tracks.training_track([(1, 2), (1, 4)], [(2, 2), (3, 1)])
     assert given == pytest.approx(math.sqrt((0.375**2 + 4) / 2))
     assert tracks.deviation([1, 3]) == 1 and tracks.deviation([5, 5, 5]) == 0
+    with pytest.raises(BadInput, match="spread"):
+        tracks.training_track([(1, 2)], [(2, 0)])  # accuracies that are all the same
+    with pytest.raises(BadInput, match="accuracy"):
+        tracks.accuracy_track({"a": [(0.5, 0.0)]})
     assert tracks.inference_track([(8, 1), (4, 1)], [(32, 1)]) == pytest.approx(math.sqrt((36 + 1024) / 2))
 
 
