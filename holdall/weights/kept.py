@@ -27,10 +27,11 @@ def keep(state: Mapping[str, torch.Tensor], half: bool = False) -> dict[str, np.
     for name, tensor in distinct(state):
         kind = _kind(tensor, half)
         made = tensor.detach().to(getattr(torch, kind))
-        if made.dtype != tensor.dtype and not bool(made.isfinite().all()):
-            raise BadInput(
-                f"tensor {name}", "numbers beyond half precision", "a budget that holds whole ones"
-            )
+        if made.is_floating_point() and not bool(made.isfinite().all()):
+            if bool(tensor.isfinite().all()):
+                wanted = "a budget that holds whole ones"
+                raise BadInput(f"tensor {name}", "numbers beyond half precision", wanted)
+            raise BadInput(f"tensor {name}", "NaN or infinity", "finite numbers")
         found.setdefault(kind, []).append(raw(made))
     return {f"kept/{kind}": np.concatenate(parts) for kind, parts in sorted(found.items())}
 
