@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from holdall.errors import BadInput, CorruptArtefact
 
+if TYPE_CHECKING:
+    from holdall.vectors.bits import Bits
+
 
 class Ids:
-    """Ids of rows 0 to N - 1. names: int64 [N], or a numpy array of strings; None where each row's id is its number."""
+    """Ids of rows 0 to N - 1. names: int64 [N], or a numpy array of strings; None where ids were counted from 0, and
+    then `there` tells which of these are left, None for all."""
 
-    def __init__(self, count: int, names: np.ndarray | None = None):
-        self.count, self.names = count, names
+    def __init__(self, count: int, names: np.ndarray | None = None, there: Bits | None = None):
+        self.count, self.names, self.there = count, names, there
         self._order: np.ndarray | None = None
 
     @classmethod
@@ -28,12 +32,15 @@ class Ids:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in (self.names, self._order) if a is not None)
+        return sum(a.nbytes for a in (self.names, self._order, self.there) if a is not None)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         """The ids of rows; of row -1, -1 or "" """
         if self.names is None:
-            return rows.astype(np.int64)
+            rows = rows.astype(np.int64)
+            return (
+                rows if self.there is None else np.where(rows < 0, -1, self.there.select(np.maximum(rows, 0)))
+            )
         found = self.names[np.maximum(rows, 0)] if len(self.names) else np.zeros(rows.shape, self.names.dtype)
         return np.where(rows < 0, "" if self.text else -1, found)
 
@@ -43,7 +50,12 @@ class Ids:
         if self.names is None:
             if asked.dtype.kind == "U":
                 return np.full(len(asked), -1)
-            return np.where((asked >= 0) & (asked < self.count), asked, -1)
+            size = self.count if self.there is None else self.there.size
+            fine = (asked >= 0) & (asked < size)
+            if self.there is None or not fine.any():
+                return np.where(fine, asked, -1)
+            known = np.where(fine, asked, 0)
+            return np.where(fine & self.there.has(known), self.there.rank(known), -1)
         if self.text != (asked.dtype.kind == "U"):
             return np.full(len(asked), -1)
         if self._order is None:
@@ -56,14 +68,26 @@ class Ids:
 
     def kept(self, keep: np.ndarray) -> Ids:
         """Of the rows where `keep` is true."""
-        return Ids(int(keep.sum()), np.flatnonzero(keep) if self.names is None else self.names[keep])
+        if self.names is not None:
+            return Ids(int(keep.sum()), self.names[keep])
+        from holdall.vectors.bits import Bits
+
+        flags = np.ones(self.count, bool) if self.there is None else self.there.flags
+        flags[np.flatnonzero(flags)[~keep]] = False
+        return Ids(int(keep.sum()), None, Bits(flags))
 
     def more(self, given: Any, count: int, used: int) -> Ids:
         """With `count` new ones behind; BadInput for those that are there. used: where counting from 0 has come to."""
-        if given is None and self.names is None and used == self.count:
-            return Ids(self.count + count)
+        if given is None and self.names is None:
+            if self.there is None and used == self.count:
+                return Ids(self.count + count)
+            if self.there is not None and used == self.there.size:
+                from holdall.vectors.bits import Bits
+
+                flags = np.concatenate([self.there.flags, np.ones(count, bool)])
+                return Ids(self.count + count, None, Bits(flags))
         new = np.arange(used, used + count) if given is None else distinct(given, count)
-        mine = np.arange(self.count) if self.names is None else self.names
+        mine = self.at(np.arange(self.count))
         if self.count and (new.dtype.kind == "U") != self.text:
             raise BadInput(
                 "ids", f"{new.dtype}", "strings, as the others are" if self.text else "whole numbers"
@@ -75,7 +99,9 @@ class Ids:
 
     def sections(self) -> dict[str, np.ndarray]:
         if self.names is None:
-            return {}
+            if self.there is None:
+                return {}
+            return {"ids/there": self.there.packed, "ids/size": np.array([self.there.size])}
         if not self.text:
             return {"ids": self.names}
         raw = [str(n).encode() for n in self.names]
@@ -89,6 +115,8 @@ class Ids:
             if names.dtype != np.int64 or names.shape != (count,):
                 raise CorruptArtefact("the ids", f"{names.dtype} {names.shape} for {count} vectors")
             return cls(count, names)
+        if "ids/there" in arrays:
+            return cls(count, None, _there(arrays, count))
         if "ids/ends" not in arrays:
             return cls(count)
         text, ends = arrays.get("ids/text", np.zeros(0)), arrays["ids/ends"]
@@ -101,6 +129,19 @@ class Ids:
         except UnicodeDecodeError as fault:
             raise CorruptArtefact("the ids", "text that is not UTF-8") from fault
         return cls(count, np.array(found, dtype=np.str_))
+
+
+def _there(arrays: Mapping[str, np.ndarray], count: int) -> Bits:
+    from holdall.vectors.bits import Bits
+
+    packed, size = arrays["ids/there"], arrays.get("ids/size", np.zeros(0))
+    fits = packed.dtype == np.uint8 and packed.ndim == 1 and size.dtype == np.int64 and size.shape == (1,)
+    if not fits or not 0 <= size[0] <= 8 * len(packed) < size[0] + 8:
+        raise CorruptArtefact("the ids", "they do not add up")
+    found = Bits.of(packed, int(size[0]))
+    if found.count != count:
+        raise CorruptArtefact("the ids", f"{found.count} for {count} vectors")
+    return found
 
 
 def listed(given: Any) -> np.ndarray:
