@@ -14,7 +14,8 @@ class Bits:
     def __init__(self, flags: np.ndarray):
         self.size = len(flags)
         self.packed = np.packbits(flags, bitorder="little")
-        blocks = np.add.reduceat(flags, np.arange(0, self.size, _BLOCK), dtype=np.int64) if self.size else []
+        starts = np.arange(0, self.size, _BLOCK)
+        blocks = np.add.reduceat(flags, starts, dtype=np.int64) if self.size else np.zeros(0, np.int64)
         self.before = np.concatenate([[0], np.cumsum(blocks, dtype=np.int64)]).astype(np.int64)
 
     @classmethod
