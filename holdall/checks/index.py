@@ -35,7 +35,7 @@ def _built(method: Any, vectors: Any, budget: Any = None, **more: Any) -> Any:
 def check_answers_are_true(cls: type[Any]) -> None:
     """Distances rise and are those of the ids beside them; no id twice; inputs stay; exact methods miss nothing."""
     quality = room_quality(cls)
-    for metric in ("l2", "cosine", "ip"):
+    for metric in cls.metrics:
         for name, (vectors, queries) in quality.specimens().items():
             where = f"{cls.full_name()}, {metric}, {name}"
             before, k = vectors.copy(), min(4, len(vectors))

@@ -9,6 +9,8 @@ from holdall.kinds import Hits
 from holdall.vectors.ivfpq import IVFPQ
 from holdall.vectors.none import Nothing
 from holdall.vectors.random import Random
+from holdall.vectors.reranking import rerank
 from holdall.vectors.source import Vectors
+from holdall.vectors.superglobal import SuperGlobal
 
-__all__ = ["IVFPQ", "Hits", "Nothing", "Random", "Vectors"]
+__all__ = ["IVFPQ", "Hits", "Nothing", "Random", "SuperGlobal", "Vectors", "rerank"]

@@ -28,12 +28,14 @@ class VectorIndex(Index):
     is of the bytes of the vectors as they were given, bits are for each of their numbers."""
 
     room: ClassVar[str] = "vectors"
+    metrics: ClassVar[tuple[str, ...]] = METRICS  # that it works with
+    gives_vectors: ClassVar[bool] = False  # whether what it opens has `vectors_of` the rows that it finds
 
     metric: str = knob("l2", "l2, cosine or ip (inner product)", other="ip")
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise BadInput("metric", self.metric, f"one of {', '.join(METRICS)}")
+        if self.metric not in self.metrics:
+            raise BadInput("metric", self.metric, f"one of {', '.join(self.metrics)}")
 
     @abstractmethod
     def made(self, change: Change, given: Given) -> None:

@@ -54,6 +54,7 @@ class Nothing(VectorIndex):
 
     name: ClassVar[str] = "none"
     exact: ClassVar[bool] = True
+    gives_vectors: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(0, "Exact search", "the definition")
 
     def made(self, change: Change, given: Given) -> None:
@@ -129,6 +130,19 @@ class Scan(Shelf):
             new = distances(queries, vectors[places], metric)
             keys, rows = best(np.hstack([keys, new]), np.hstack([rows, numbers[places]]), k)
         return keys, rows
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """Each page is read once, and no more of them at a time than a search has in memory."""
+        wanted, back = np.unique(rows, return_inverse=True)
+        stored = wanted if self.alive is None else np.flatnonzero(self.alive)[wanted]
+        page, _ = self.rows.pages(stored)
+        number = np.cumsum(np.diff(page, prepend=page[:1]) != 0)  # of its page, among those that are read
+        found = np.empty((len(wanted), self.dim), np.float32)
+        most = self._block() // _float(self.rows)
+        for first in range(0, int(number.max(initial=-1)) + 1, most):
+            some = slice(*np.searchsorted(number, [first, first + most]))
+            found[some] = ready(self.rows.take(self.folder, stored[some]), self.recipe.metric)
+        return found[back.reshape(-1)]
 
     def grown(self, change: Change, vectors: Vectors, room: int | None) -> State:
         rows = Rows.of_meta(self.rows.to_meta(), self.folder)

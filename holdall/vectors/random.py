@@ -45,6 +45,7 @@ class Random(VectorIndex):
     """
 
     name: ClassVar[str] = "random"
+    gives_vectors: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(0, "A random share", "a floor")
 
     seed: int = knob(0, "of the draw", other=1, at={"budget": "30%"})
@@ -88,6 +89,9 @@ class Drawn(Shelf):
             found[0][:, :wide] = np.take_along_axis(keys, order, 1)
             found[1][:, :wide] = np.take_along_axis(rows[places], order, 1)
         return found
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        return ready(self.vectors[np.searchsorted(self.rows, rows)], self.recipe.metric)
 
     def grown(self, change: Change, vectors: Vectors, room: int | None) -> State:
         """As if all had been drawn from together, of those that are still held."""

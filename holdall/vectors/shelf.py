@@ -118,6 +118,10 @@ class Shelf(Searcher):
     def held(self) -> int:
         """Bytes of what is the method's own."""
 
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [len(rows), D], as `metrics.ready` has them: of rows that `find` gave, in any order."""
+        raise BadInput("index", self.recipe.full_name(), "one that keeps vectors: this one has only codes")
+
     @property
     def count(self) -> int:
         return self.ids.count
