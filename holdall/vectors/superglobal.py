@@ -29,8 +29,8 @@ class SuperGlobal(VectorIndex):
 
     Each of the first M candidates is averaged with its neighbours among them, and the best of these make a second
     query; nothing is stored beside the vectors. For embeddings where a query has several right answers (views of a
-    building, copies of a page). Poor where it has one, or none: scores of what does not fit rise as well, and distances
-    are no longer those of single vectors.
+    building, copies of a page). Poor where a query has one right answer, and for saying that there is none: scores are
+    no cosines, and tell what is there from what is not less well than cosines do.
 
     Shapes:
         query [D], candidates [M, D], their products [M, M].
