@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -56,6 +57,7 @@ class IVFPQ(VectorIndex):
 
     name: ClassVar[str] = "ivfpq"
     estimates: ClassVar[bool] = True
+    brief: ClassVar[Mapping[str, Any]] = {"lists": 20, "parts": 8}
     paper: ClassVar[Paper] = Paper(
         0, "Product Quantization for Nearest Neighbor Search", "Jegou, Douze, Schmid (TPAMI 2011)",
         "https://hal.inria.fr/inria-00514462",

@@ -73,10 +73,10 @@ def test_product_codes_find_more_with_more_lists_and_more_parts():
 
 
 def test_budgets_choose_how_long_codes_are():
-    vectors, _ = real()
+    vectors = real()[0][:900]
     sizes = []
-    for budget in ("40%", "60%", "90%"):
-        with IVFPQ(lists=20).build(vectors, budget) as index:
+    for budget in ("45%", "80%"):
+        with IVFPQ(lists=10).build(vectors, budget) as index:
             sizes.append(index.index.pq.M)
             assert index.nbytes <= index.limit
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]

@@ -42,7 +42,7 @@ def told(index, queries, wanted, **knobs):
 def reads_for(index, queries, wanted, goal):
     """Lists a query for that recall, between the two steps around it."""
     last = (0.0, 0.0)
-    for probes in (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256):
+    for probes in (4, 8, 12, 16, 24, 32, 48, 64, 128, 256):
         here = told(index, queries, wanted, probes=probes)
         if here[0] >= goal:
             return last[1] + (here[1] - last[1]) * (goal - last[0]) / (here[0] - last[0])
