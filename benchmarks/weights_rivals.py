@@ -105,8 +105,7 @@ RIVALS: dict[str, tuple[str, Callable[[Any], int]]] = {
 }
 
 
-def rows(x: Model, judge: Judge, cache: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def rows(x: Model, judge: Judge, cache: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, (package, rounded) in RIVALS.items():
         if importlib.util.find_spec(package) is None:
             print(f"{name}: skipped, {package} is not installed", flush=True)
@@ -114,13 +113,10 @@ def rows(x: Model, judge: Judge, cache: Path) -> dict[str, Any]:
         module, begun = x.build(), time.process_time()
         size = rounded(module)
         spent = time.process_time() - begun
-        found[name] = judge(module, size, x.elements) | {"cpu_seconds": spent, "version": version(package)}
-        show(name, found[name])
+        yield name, judge(module, size, x.elements) | {"cpu_seconds": spent, "version": version(package)}
     for size in SIZES:
         file = packed(cache, MixLLM(), x, size)
-        found[f"mixllm {size}"] = judge(MixLLM().decode(file).build(), file.nbytes, x.elements)
-        show(f"mixllm {size}", found[f"mixllm {size}"])
-    return found
+        yield f"mixllm {size}", judge(MixLLM().decode(file).build(), file.nbytes, x.elements)
 
 
 def show(name: str, row: dict[str, Any]) -> None:
@@ -146,9 +142,12 @@ def main() -> None:
             x = regauge(shipped) if name == "regauged" else shipped
             cache = (asked.cache or Path(folder)) / name
             cache.mkdir(parents=True, exist_ok=True)
-            told = {"rows": rows(x, judge, cache), "provenance": provenance(windows=list(judge.tokens.shape))}
-            found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            RESULTS.write_text(json.dumps(found | {name: told}, indent=1) + "\n")
+            told = {"rows": {}, "provenance": provenance(windows=list(judge.tokens.shape))}
+            for row, figures in rows(x, judge, cache):  # each is written as soon as it is known
+                show(row, figures)
+                told["rows"][row] = figures
+                found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+                RESULTS.write_text(json.dumps(found | {name: told}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
