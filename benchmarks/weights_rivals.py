@@ -115,7 +115,7 @@ def rows(x: Model, judge: Judge, cache: Path) -> Iterator[tuple[str, dict[str, A
         spent = time.process_time() - begun
         yield name, judge(module, size, x.elements) | {"cpu_seconds": spent, "version": version(package)}
     for size in SIZES:
-        file = packed(cache, MixLLM(), x, size)
+        file = packed(MixLLM(), x, size, cache)
         yield f"mixllm {size}", judge(MixLLM().decode(file).build(), file.nbytes, x.elements)
 
 
