@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdall.checks import codec, every, faults, index, runtime, selector, trainer
+from holdall.checks import codec, every, faults, index, index_faults, runtime, selector, trainer
 from holdall.kinds import Codec, Index, Runtime, Selector, Trainer
 
 Check = Callable[[type[Any]], None]
@@ -31,7 +31,7 @@ def checks_for(cls: type[Any]) -> dict[str, Check]:
     if issubclass(cls, Trainer):
         modules.append(trainer)
     if issubclass(cls, Index):
-        modules.append(index)
+        modules += [index, index_faults]
     return {
         name: check for module in modules for name, check in vars(module).items() if name.startswith("check_")
     }

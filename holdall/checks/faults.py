@@ -17,7 +17,7 @@ import numpy as np
 from holdall import files
 from holdall.checks.codec import fits
 from holdall.checks.every import brief, room_quality
-from holdall.errors import BadInput, CorruptArtefact
+from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.packed import Packed
 
 
@@ -28,14 +28,19 @@ def check_damage_is_named(cls: type[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.hold"
         for _ in range(40):
-            bad = bytearray(raw)
-            if rng.random() < 0.3:
-                del bad[rng.randrange(len(bad)) :]
-            else:
-                bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
-            path.write_bytes(bad)
+            path.write_bytes(damaged(raw, rng))
             for lazy in (True, False):
                 _expect_corrupt(cls, lambda lazy=lazy: _open_and_check(str(path), lazy), "damage")
+
+
+def damaged(raw: bytes, rng: random.Random) -> bytes:
+    """Cut somewhere, or with a bit flipped."""
+    bad = bytearray(raw)
+    if rng.random() < 0.3:
+        del bad[rng.randrange(len(bad)) :]
+    else:
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+    return bytes(bad)
 
 
 def _open_and_check(path: str, lazy: bool) -> None:
@@ -49,6 +54,17 @@ def check_hostile_files_are_refused(cls: type[Any]) -> None:
 
 
 def refuses_forged(cls: type[Any], packed: Packed, use: Callable[[Packed], Any]) -> None:
+    for forged in forgeries(packed):
+        try:
+            use(forged)
+        except (CorruptArtefact, BadInput, BudgetError):
+            continue
+        except Exception as fault:
+            raise AssertionError(f"{cls.full_name()}: a forged file ends in {fault!r}") from fault
+
+
+def forgeries(packed: Packed) -> Iterator[Packed]:
+    """Files like this one, with valid checksums over nonsense."""
     rng = random.Random(1)
     for _ in range(30):
         meta, arrays = json.loads(json.dumps(packed.meta)), dict(packed.arrays)
@@ -57,13 +73,7 @@ def refuses_forged(cls: type[Any], packed: Packed, use: Callable[[Packed], Any])
         else:
             name = rng.choice(sorted(arrays))
             arrays[name] = spoil(arrays[name], rng)
-        forged = Packed.from_bytes(Packed(arrays, meta).to_bytes())
-        try:
-            use(forged)
-        except (CorruptArtefact, BadInput):
-            continue
-        except Exception as fault:
-            raise AssertionError(f"{cls.full_name()}: a forged file ends in {fault!r}") from fault
+        yield Packed.from_bytes(Packed(arrays, meta).to_bytes())
 
 
 def twist(meta: dict[str, Any], rng: random.Random) -> None:

@@ -31,7 +31,7 @@ def info(file: File, json: JSON = False) -> None:
     )
     for name, value in told["knobs"].items():
         print(f"  {name} = {value}")
-    if told["room"] == "vectors":
+    if {"count", "dim"} <= set(told):
         print(f"  {told['count']:,} vectors of {told['dim']}")
     rows = [[s["name"], str(s["count"]), s["type"], f"{s['bytes']:,}"] for s in told["sections"]]
     table(["section", "count", "type", "bytes"], rows)

@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 def verify(files: Files, deep: Deep = False, json: JSON = False) -> None:
     """Compare every checksum of .hold files; the first damaged one ends in an error and exit code 2."""
     from holdall.cli.info import state_of
+    from holdall.method import Method
     from holdall.packed import Packed
     from holdall.progress import track
     from holdall.vectors.folder import Folder
@@ -29,8 +30,9 @@ def verify(files: Files, deep: Deep = False, json: JSON = False) -> None:
     for file in track(files, "verifying"):
         if (state := state_of(file)) != file:
             with contextlib.closing(Folder.open(file)) as folder:
+                name = Method.from_dict(folder.meta.get("method", {})).full_name()
                 done.append({"file": file, "ok": True, "bytes": folder.check(), "sections": len(folder.arrays),
-                             "method": str(folder.meta["method"]["method"]), "decoded": False})  # fmt: skip
+                             "method": name, "decoded": False})  # fmt: skip
             continue
         with Packed.open(state) as packed:
             packed.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -33,7 +34,16 @@ def assigned(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return np.asarray(found[:, 0])
 
 
-_ENTRIES = tuple(1 << b for b in range(1, 9))
+def fill(index: Any, owners: np.ndarray, codes: np.ndarray) -> None:
+    """Codes [N, .] into the inverted lists [N] of a faiss index that has none yet."""
+    order = np.argsort(owners, kind="stable")
+    ends = np.searchsorted(owners[order], np.arange(index.nlist + 1))
+    for at, (first, last) in enumerate(pairwise(ends)):
+        some = order[first:last].astype(np.int64)
+        if len(some):
+            own = np.ascontiguousarray(codes[some])
+            index.invlists.add_entries(at, len(some), faiss.swig_ptr(some), faiss.swig_ptr(own))
+    index.ntotal = len(owners)
 
 
 class ProductQuantiser:

@@ -115,6 +115,12 @@ def _stretches(told: Any) -> bool:
     return whole and all(t[0] == end for t, end in zip(told, ends, strict=False))
 
 
+def generation(url: str) -> int:
+    """Commits of a folder so far."""
+    with contextlib.closing(Folder.open(url)) as folder:
+        return folder.generation
+
+
 class Change:
     """What a process is changing in a folder: `append`, then `commit`. Without a commit nothing has changed."""
 
@@ -187,7 +193,7 @@ def changing(url: str, folder: Folder | None = None) -> Iterator[Change]:
         except OSError as held:
             raise BadInput("index", url, "one that no other process is changing") from held
         change = Change(where, folder)
-        if folder is not None and Folder.open(url).generation != folder.generation:
+        if folder is not None and generation(url) != folder.generation:
             raise BadInput("index", url, "one that is as it was opened: it has changed since, open it again")
         try:
             yield change

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from holdall.errors import CorruptArtefact
 from holdall.optional import lazy
-from holdall.parts.codebook import assigned, kmeans
+from holdall.parts.codebook import assigned, fill, kmeans
 from holdall.vectors.folder import Folder
 
 faiss: Any = lazy("faiss", extra="vectors")
@@ -35,13 +34,7 @@ class Heads:
         trained = np.concatenate([self.low - self.step / 2, self.step * 255])
         faiss.copy_array_to_vector(trained, self._index.sq.trained)
         self._index.is_trained = True
-        order = np.argsort(owners, kind="stable")
-        ends = np.searchsorted(owners[order], np.arange(groups + 1))
-        for at, (first, last) in enumerate(pairwise(ends)):
-            some, own = order[first:last].astype(np.int64), np.ascontiguousarray(codes[order[first:last]])
-            if len(some):
-                self._index.invlists.add_entries(at, len(some), faiss.swig_ptr(some), faiss.swig_ptr(own))
-        self._index.ntotal = self.count
+        fill(self._index, owners, codes)
         self._groups = groups
 
     @staticmethod

@@ -19,7 +19,6 @@ class Ids:
 
     def __init__(self, count: int, names: np.ndarray | None = None, there: Bits | None = None):
         self.count, self.names, self.there = count, names, there
-        self._order: np.ndarray | None = None
 
     @classmethod
     def of(cls, given: Any, count: int) -> Ids:
@@ -32,7 +31,7 @@ class Ids:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in (self.names, self._order, self.there) if a is not None)
+        return sum(a.nbytes for a in (self.names, self.there) if a is not None)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         """The ids of rows; of row -1, -1 or "" """
@@ -58,12 +57,10 @@ class Ids:
             return np.where(fine & self.there.has(known), self.there.rank(known), -1)
         if self.text != (asked.dtype.kind == "U"):
             return np.full(len(asked), -1)
-        if self._order is None:
-            self._order = np.argsort(self.names, kind="stable")
         if not self.count:
             return np.full(len(asked), -1)
-        at = np.minimum(np.searchsorted(self.names, asked, sorter=self._order), self.count - 1)
-        found = self._order[at]
+        order = np.argsort(self.names, kind="stable")  # not kept: it would take as much as the numbers do
+        found = order[np.minimum(np.searchsorted(self.names, asked, sorter=order), self.count - 1)]
         return np.where(self.names[found] == asked, found, -1)
 
     def kept(self, keep: np.ndarray) -> Ids:

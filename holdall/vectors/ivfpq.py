@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.method import Paper, knob
 from holdall.optional import lazy
-from holdall.parts.codebook import ProductQuantiser, assigned, kmeans
+from holdall.parts.codebook import ProductQuantiser, assigned, fill, kmeans
 from holdall.vectors.base import VectorIndex
 from holdall.vectors.metrics import ready
 from holdall.vectors.shelf import Given, Shelf, State
@@ -140,14 +139,7 @@ class Lists(Shelf):
         self.index = faiss.IndexIVFPQ(self.coarse, self.dim, len(centroids), quantiser.parts, 8, kind)
         faiss.copy_array_to_vector(quantiser.tables.reshape(-1), self.index.pq.centroids)
         self.index.use_precomputed_table, self.index.is_trained = -1, True
-        order = np.argsort(owners, kind="stable")
-        ends = np.searchsorted(owners[order], np.arange(len(centroids) + 1))
-        for at, (first, last) in enumerate(pairwise(ends)):
-            some = order[first:last].astype(np.int64)
-            if len(some):
-                own = np.ascontiguousarray(codes[some])
-                self.index.invlists.add_entries(at, len(some), faiss.swig_ptr(some), faiss.swig_ptr(own))
-        self.index.ntotal = self.count
+        fill(self.index, owners, codes)
         self._size = _held({"centroids": centroids, "tables": quantiser.tables, "codes": codes})
 
     def least(self, own: State) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.files import is_local, local_path
 from holdall.kinds import Hits, Searcher
-from holdall.vectors.folder import STATE, Change, Folder, changing
+from holdall.vectors.folder import STATE, Change, Folder, changing, generation
 from holdall.vectors.ids import Ids, listed
 from holdall.vectors.metrics import asked
 from holdall.vectors.source import Vectors
@@ -202,11 +202,10 @@ class Shelf(Searcher):
                     raise BudgetError(self.limit, least, who=self.recipe.full_name(), why=why)
                 written(change, self.recipe, ids, table, kept | facts, own)
         finally:
-            fresh = Folder.open(self.folder.url)
-            if fresh.generation != self.folder.generation:
+            if generation(self.folder.url) != self.folder.generation:
                 self._before += self.folder.traffic
                 self.folder.close()
-                self._take(fresh)
+                self._take(Folder.open(self.folder.url))
 
     def traffic(self) -> Mapping[str, float]:
         return {**self._counts, "bytes_read": float(self._before + self.folder.traffic)}
