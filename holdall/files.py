@@ -36,9 +36,16 @@ def _filesystem(url: str) -> tuple[Any, str]:
 class Reader:
     """Ranged reads of one file: `read(start, stop)`, `size`, `name`, and `traffic`, the bytes read so far."""
 
-    def __init__(self, name: str, size: int, fetch: Callable[[int, int], bytes], close: Callable[[], None]):
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        fetch: Callable[[int, int], bytes],
+        close: Callable[[], None],
+        fetch_soon: Callable[[int, int], None] | None = None,
+    ):
         self.name, self.size = name, size
-        self._fetch, self._close = fetch, close
+        self._fetch, self._close, self._soon = fetch, close, fetch_soon
         self._lock = threading.Lock()
         self.traffic = 0
 
@@ -58,6 +65,11 @@ class Reader:
             raise CorruptArtefact(self.name, f"cut short while it was read at byte {start + len(raw)}")
         return raw
 
+    def soon(self, start: int, stop: int) -> None:
+        """Let the disk begin with what will be read next, so that several reads are under way at once."""
+        if self._soon is not None:
+            self._soon(start, stop)
+
     def close(self) -> None:
         self._close()
 
@@ -68,8 +80,11 @@ class Reader:
         self.close()
 
 
-def open_reader(url: str) -> Reader:
-    """A Reader over a local path (pread, safe from many threads) or an fsspec URL (range requests)."""
+def open_reader(url: str, scattered: bool = False) -> Reader:
+    """A Reader over a local path (pread, safe from many threads) or an fsspec URL (range requests).
+
+    scattered: reads are few and far between, so that the kernel does not read ahead, which would cost many times them.
+    """
     if not is_local(url):
         fs, path = _filesystem(url)
         if not fs.isfile(path):
@@ -85,7 +100,14 @@ def open_reader(url: str) -> Reader:
         if state.pop("open", False):
             os.close(fd)
 
-    return Reader(url, os.fstat(fd).st_size, lambda a, b: _pread(fd, a, b), close)
+    soon = None
+    if scattered and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+        def soon(a: int, b: int) -> None:
+            os.posix_fadvise(fd, a, b - a, os.POSIX_FADV_WILLNEED)
+
+    return Reader(url, os.fstat(fd).st_size, lambda a, b: _pread(fd, a, b), close, soon)
 
 
 def _pread(fd: int, start: int, stop: int) -> bytes:

@@ -7,8 +7,10 @@ sets of about equal size, and so on; in sets of up to `leaf` vectors all the oth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numba import njit
 
 from holdall.parts.codebook import assigned
 
@@ -107,23 +109,34 @@ class Tree:
         return found
 
     def _selected(self, select: int, split: int, factor: int) -> np.ndarray:
-        sizes, head = np.ones(len(self.parents), np.int64), np.zeros(len(self.parents), bool)
-        children = self._children()
-        for node in self.order[::-1].tolist():
-            below = children.get(node)
-            if sizes[node] >= select:
-                if sizes[node] > split and below is not None:
-                    most = -(-int(sizes[node]) // factor)
-                    head[below[np.argsort(-sizes[below], kind="stable")[:most]]] = True
-                head[node] = True
-            elif self.parents[node] >= 0:
-                sizes[self.parents[node]] += sizes[node]
+        head = np.zeros(len(self.parents), np.bool_)
+        _select(self.parents, self.order, *self._children, select, split, factor, head)
         return head
 
-    def _children(self) -> dict[int, np.ndarray]:
+    @cached_property
+    def _children(self) -> tuple[np.ndarray, np.ndarray]:
+        """(children of all nodes, where those of each node begin [N + 1])."""
         rows = np.argsort(self.parents, kind="stable")
-        above, starts = np.unique(self.parents[rows], return_index=True)
-        return dict(zip(above.tolist(), np.split(rows, starts[1:]), strict=True))
+        return rows, np.searchsorted(self.parents[rows], np.arange(len(rows) + 1))
+
+
+@njit(cache=True)
+def _select(parents, order, children, starts, select, split, factor, head):  # type: ignore[no-untyped-def]
+    """Marks heads; `Tree.heads` says which."""
+    sizes = np.ones(len(parents), np.int64)
+    for at in range(len(order) - 1, -1, -1):
+        node = order[at]
+        if sizes[node] < select:
+            if parents[node] >= 0:
+                sizes[parents[node]] += sizes[node]
+            continue
+        head[node] = True
+        if sizes[node] <= split:
+            continue
+        below = children[starts[node] : starts[node + 1]]
+        largest = np.argsort(-sizes[below], kind="mergesort")
+        for j in largest[: -(-sizes[node] // factor)]:
+            head[below[j]] = True
 
 
 def tree(x: np.ndarray, *, branches: int = 32, leaf: int = 8, seed: int = 0) -> Tree:

@@ -55,7 +55,7 @@ class Folder:
             folder = cls(url, Packed.open(f"{url}/{STATE}"))
             try:
                 for name in folder.files:
-                    folder._readers[name] = open_reader(f"{url}/{name}")
+                    folder._readers[name] = open_reader(f"{url}/{name}", scattered=True)
                 return folder
             except BadInput as gone:
                 folder.close()
@@ -76,9 +76,16 @@ class Folder:
         return int(self.files[name][-1][1]) if self.files.get(name) else 0
 
     def read(self, name: str, start: int, stop: int) -> bytes:
+        return self._reader(name).read(start, stop)
+
+    def soon(self, name: str, start: int, stop: int) -> None:
+        """That this will be read."""
+        self._reader(name).soon(start, stop)
+
+    def _reader(self, name: str) -> Reader:
         if name not in self._readers:
             raise CorruptArtefact(self.url, f"its state knows no file {name!r}, or it was closed")
-        return self._readers[name].read(start, stop)
+        return self._readers[name]
 
     @property
     def traffic(self) -> int:
@@ -130,6 +137,7 @@ class Change:
             {} if folder is None else {n: [list(s) for s in told] for n, told in folder.files.items()}
         )
         self._open: dict[str, tuple[Any, int, Any]] = {}  # file, where this change began, running checksum
+        self.scratch = where / "building"  # what a change puts down on its way; gone when it is committed
 
     def append(self, name: str, data: bytes | memoryview | np.ndarray) -> int:
         """Where in the file it stands."""
@@ -168,6 +176,7 @@ class Change:
         for path in self.where.iterdir():  # of older states; who has them open still reads them
             if path.name not in (STATE, _LOCK) and path.name not in self.files and path.is_file():
                 path.unlink()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def abandon(self) -> None:
         for handle, _, _ in self._open.values():
