@@ -11,6 +11,7 @@ from holdall.vectors.none import Nothing
 from holdall.vectors.random import Random
 from holdall.vectors.reranking import rerank
 from holdall.vectors.source import Vectors
+from holdall.vectors.spann import SPANN
 from holdall.vectors.superglobal import SuperGlobal
 
-__all__ = ["IVFPQ", "Hits", "Nothing", "Random", "SuperGlobal", "Vectors", "rerank"]
+__all__ = ["IVFPQ", "SPANN", "Hits", "Nothing", "Random", "SuperGlobal", "Vectors", "rerank"]

@@ -64,8 +64,11 @@ class Lists:
 
     def read(self, folder: Folder, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows int32 [n], vectors [n, D]) of these lists, one behind the other; each list is one read."""
-        rows, vectors = [], []
-        for at in np.sort(which):  # in the order of the file
+        rows, vectors, order = [], [], np.sort(which)  # in the order of the file
+        for at in order:
+            start = int(self.starts[at])
+            folder.soon(self.name, start, start + int(self.counts[at]) * self.each)
+        for at in order:
             start, count = int(self.starts[at]), int(self.counts[at])
             raw = folder.read(self.name, start, start + count * self.each)
             if xxhash.xxh3_64_intdigest(raw, seed=start) != int(self.sums[at]):

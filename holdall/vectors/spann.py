@@ -4,57 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from holdall.errors import BudgetError, CorruptArtefact
+from holdall.errors import BadInput, BudgetError
 from holdall.method import Paper, knob
+from holdall.vectors import spann_codes, spann_codes_build, spann_lists
 from holdall.vectors.base import VectorIndex
 from holdall.vectors.bits import Bits
-from holdall.vectors.heads import Heads
-from holdall.vectors.lists import Lists, scan
-from holdall.vectors.metrics import METRICS
-from holdall.vectors.shelf import Given, Shelf, State
-from holdall.vectors.spann_build import built, placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder
-    from holdall.vectors.source import Vectors
+    from holdall.vectors.shelf import Given, Shelf
 
-_NONE = np.zeros(1, np.uint8)
-_LIST = 20  # bytes in memory of a list: where it begins, how long it is, its checksum
+
+_LISTS: Mapping[str, Any] = {"layout": "lists"}
+_SHORT = 8  # numbers for each byte of a code, at most, for codes to be taken by themselves
 
 
 @dataclass(frozen=True, kw_only=True)
 class SPANN(VectorIndex):
-    """Searches more vectors than memory holds: heads in memory, lists of vectors on disk, a few reads for a query.
+    """Searches more vectors than memory holds: heads in memory, vectors on disk, a few reads for a query.
 
-    Heads are some of the vectors, evenly spread; each vector is in the lists of up to `replicas` near heads, so that a
-    query finds its neighbours in few lists, each of which is read at once. Distances are true: lists hold the vectors.
-    Poor where disk is short (files are 3 to 7 times the vectors) and for conditions that hold for few vectors.
+    Heads are evenly spread, and the vectors near to each are its list. In the paper's layout a vector is in the lists
+    of up to `replicas` near heads, so that few lists, each read at once, hold a query's neighbours. In the other one,
+    taken where memory has room, a code of each vector is in memory, and only the vectors that look nearest by their
+    codes are read: it takes fewer bytes of each query and a fifth of the disk, and more reads. Distances are true.
+    Poor for conditions that hold for few vectors.
 
     Shapes:
-        heads uint8 [H, D] in memory; lists of int32 row numbers and vectors [n, D] on disk, in their own type.
+        heads uint8 [H, D] in memory; lists of int32 row numbers and vectors [n, D], or codes uint8 [N, M] in memory
+        and vectors [N, D] in the order of lists, on disk, in the smallest type that holds all numbers exactly.
     Cost:
-        in memory H (D + 28) bytes and 4 D sqrt(H); a query compares with some hundred heads and reads up to `probes`
-        lists of at most `list_bytes`. Building holds all vectors in float32 and takes some ten CPU seconds for a
-        hundred thousand.
+        in memory H (D + 28) bytes and 4 D sqrt(H), and with codes N (M + 6); on disk 3 to 7 times the vectors in lists,
+        once with codes. Building holds `build_bytes` of vectors and goes on after it was killed.
     Knobs:
-        metric: l2, cosine or ip; ratio of heads, at most (fewer where the budget says so); replicas, apart and slack
-        of closure assignment; list_bytes, the most of a list; probes and prune, what a query reads; branches and leaf
-        of the tree that heads are chosen from; seed.
+        metric: l2, cosine or ip; layout (None: codes where memory has room for a byte for each 8 numbers, else lists);
+        of lists ratio of heads, at most (fewer where the budget says so), replicas, apart and slack of closure
+        assignment, list_bytes, the most of a list, prune, what a query does not read, and branches and leaf of the tree
+        that heads are chosen from; of codes cells, how many lists, code_bytes and rerank, how many vectors a query
+        reads; probes, lists that a query looks into; build_bytes; seed.
     Differs from the paper:
         Heads are a byte a number in memory, for finding lists only, and stand in their lists as all vectors do. They
         are searched in groups (faiss), not in a graph. Balance is weighed by a moving average of sizes, and the
         weight of three that gives the most even clusters is kept. Where lists are pruned, the nearest head counts as
         no nearer than heads are to vectors on average: a query on a head would read one list. 16 lists are read at
         most by default, not 64; where a condition leaves too few, four times as many. Cosine is Euclidean distance of
-        vectors of length one, and inner products that of vectors with one number more. Updates split and merge lists
-        and fill those with new heads from their neighbours, as the later SPFresh does.
+        vectors of length one, and inner products that of vectors with one number more. Updates split lists and fill
+        those with new heads from their neighbours, as the later SPFresh does, and do closure again where much has
+        gone. Codes are our own: heads are then middles (k-means), each vector is in one list, and there is no closure.
     Example:
         >>> import numpy as np
-        >>> from holdall.vectors.spann import SPANN
+        >>> from holdall.vectors import SPANN
         >>> x = np.random.default_rng(0).normal(size=(2000, 12)).astype("float32")
         >>> with SPANN().build(x, "10%") as index:
         ...     hits = index.search(x[:50], k=1)
@@ -73,122 +73,90 @@ class SPANN(VectorIndex):
         "https://arxiv.org/abs/2111.08566",
     )
 
-    ratio: float = knob(0.16, "share of the vectors that are heads, at most", other=0.05)
-    replicas: int = knob(8, "lists that a vector goes into, at most", other=1)
-    apart: bool = knob(True, "no list whose head lies behind another one's (RNG rule)", other=False)
-    slack: float = knob(10.0, "how much farther than the nearest a list's head may be, squared", other=0.1)
+    layout: str | None = knob(
+        None, "lists of vectors on disk, or codes in memory; None: codes where memory has room", other="lists"
+    )
+    ratio: float = knob(0.16, "share of the vectors that are heads, at most", other=0.05, at=_LISTS)
+    replicas: int = knob(8, "lists that a vector goes into, at most", other=1, at=_LISTS)
+    apart: bool = knob(
+        True, "no list whose head lies behind another one's (RNG rule)", other=False, at=_LISTS
+    )
+    slack: float = knob(
+        10.0, "how much farther than the nearest a list's head may be, squared", other=0.1, at=_LISTS
+    )
     list_bytes: int | None = knob(
-        None, "most bytes of a list; None: 12 KiB of byte vectors, 48 KiB of others", unit="B", other=2000
+        None, "most bytes of a list; None: 12 KiB of byte vectors, 48 KiB of others", unit="B", other=2000, at=_LISTS
+    )  # fmt: skip
+    probes: int | None = knob(
+        None, "lists that a query looks into, at most; None: 16 of vectors, 64 of codes", paper=64, other=2
     )
-    probes: int = knob(16, "lists that a query reads, at most", paper=64, other=2)
     prune: float = knob(
-        7.0, "how much farther than the nearest a read list's head may be, squared", other=0.05
+        7.0, "how much farther than the nearest a read list's head may be, squared", other=0.05, at=_LISTS
     )
-    branches: int = knob(32, "sets that a set is split into", other=4)
-    leaf: int = knob(8, "vectors that are split no more", other=40)
+    branches: int = knob(32, "sets that a set is split into", other=4, at=_LISTS)
+    leaf: int = knob(8, "vectors that are split no more", other=40, at=_LISTS)
+    cells: int | None = knob(None, "lists of codes, at most; None: four times the root of N", other=30)
+    code_bytes: int | None = knob(
+        None,
+        "bytes of a code; None: what fits, up to half a number's count, a quarter without a budget",
+        other=4,
+    )
+    rerank: float = knob(2.0, "vectors that are read for each that is wanted", other=1.2)
+    build_bytes: int = knob(
+        256 << 20, "of vectors that building holds at a time", unit="B", other=100_000, at=_LISTS
+    )
     seed: int = knob(0, "of clustering", other=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout not in (None, "lists", "codes"):
+            raise BadInput("layout", str(self.layout), "lists or codes")
+        least = min(self.probes or 1, self.replicas, self.code_bytes or 1, self.cells or 1, self.leaf)
+        if (
+            least < 1
+            or self.branches < 2
+            or self.rerank < 1
+            or not 0 < self.ratio <= 1
+            or self.build_bytes < 1
+        ):
+            raise BadInput(
+                "spann",
+                str(self.to_dict()),
+                "counts and rerank >= 1, branches >= 2, ratio above 0 and up to 1",
+            )
+        if self.replicas > 255:
+            raise BadInput("replicas", self.replicas, "at most 255")
+
     def made(self, change: Change, given: Given) -> None:
+        found = None if self.layout == "lists" else spann_codes_build.fitting(self, given)
+        if found is not None and (self.layout or found[1] * _SHORT >= given.vectors.dim):
+            given.commit(change, self, spann_codes_build.built(self, change, given, *found))
+        elif self.layout == "codes":
+            wide, cells = given.vectors.dim + (self.metric == "ip"), 1
+            least = given.beside + Bits.bytes_of(given.vectors.count)
+            least += spann_codes_build.bytes_of(
+                given.vectors.count, cells, wide, min(self.code_bytes or 1, wide)
+            )
+            raise BudgetError(
+                given.limit or 0, least, who=self.full_name(), why="one head, codes, and the ids"
+            )
+        else:
+            given.commit(change, self, spann_lists.built(self, change, given, self._heads(given)))
+
+    def _heads(self, given: Given) -> int:
+        """As many as memory allows."""
         wide = given.vectors.dim + (self.metric == "ip")
         heads = max(1, round(self.ratio * given.vectors.count))
-        if given.limit is not None:
-            beside = given.beside + 2 * Bits.bytes_of(
-                given.vectors.count
-            )  # which rows are there, once some are gone
-            while heads > 1 and beside + _held(heads, wide) > given.limit:
-                heads = heads * 9 // 10
-            if (least := beside + _held(heads, wide)) > given.limit:
-                raise BudgetError(given.limit, least, who=self.full_name(), why="one head, and the ids")
-        given.commit(change, self, built(self, change, given, heads))
+        if given.limit is None:
+            return heads
+        beside = given.beside + Bits.bytes_of(given.vectors.count)  # which rows are there, once some are gone
+        while heads > 1 and beside + spann_lists.bytes_of(heads, wide) > given.limit:
+            heads = heads * 9 // 10
+        if (least := beside + spann_lists.bytes_of(heads, wide)) > given.limit:
+            raise BudgetError(given.limit, least, who=self.full_name(), why="one head, and the ids")
+        return heads
 
-    def shelf(self, folder: Folder, limit: int | None) -> Postings:
-        return Postings(self, folder, limit)
-
-
-def _held(heads: int, dim: int) -> int:
-    """Bytes of heads and of the table of their lists."""
-    return Heads.bytes_of(heads, dim) + heads * _LIST
-
-
-class Postings(Shelf):
-    """Lists in a file; rows are numbered as they came, and `there` tells which are left."""
-
-    def load(self) -> None:
-        told = self.folder.meta
-        numbers = [told.get(n) for n in ("reach", "spacing", "share", "stored", "clean")]
-        if [type(n) for n in numbers] != [float, float, float, int, int]:
-            raise CorruptArtefact(
-                self.folder.url, "it does not say how long its vectors are, or how many it stores"
-            )
-        self.reach, self.spacing, stored = float(told["reach"]), float(told["spacing"]), int(told["stored"])
-        self.stored, self.share = stored, float(told["share"])  # of heads, when it was built
-        self.there: Bits | None = None
-        if "there" in self.folder.arrays:
-            packed = self.folder.array("there", np.uint8, 1)
-            if not 0 <= stored <= 8 * len(packed) < stored + 8:
-                raise CorruptArtefact(self.folder.url, "it does not say which of its rows are left")
-            self.there = Bits.of(packed, stored)
-        if (stored if self.there is None else self.there.count) != self.count:
-            raise CorruptArtefact(self.folder.url, f"{stored} rows for {self.count} vectors")
-        self.heads = Heads.of_sections(self.folder, self.dim + (self.recipe.metric == "ip"))
-        self.lists = Lists.of_sections(self.folder, self.dim, self.heads.count)
-        self._reads = self._compared = 0.0
-
-    def held(self) -> int:
-        return self.heads.nbytes + self.lists.nbytes + (0 if self.there is None else self.there.nbytes)
-
-    def least(self, own: State) -> int:
-        bits = Bits.bytes_of(own[1]["stored"]) if "there" in own[0] else 0
-        return _held(*own[0]["heads"].shape) + bits
-
-    def find(self, queries: np.ndarray, k: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        keys, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        bits = self._allowed(keep)
-        x = placed(queries, self.recipe.metric, self.reach, query=True)
-        for q in range(len(queries)):
-            self._one(queries[q], x[q : q + 1], bits, keys[q], rows[q])
-        if self.there is not None:
-            rows = np.where(rows < 0, -1, self.there.rank(np.maximum(rows, 0)))
-        return (np.sqrt(keys) if self.recipe.metric == "l2" else keys), rows
-
-    def _allowed(self, keep: np.ndarray | None) -> np.ndarray | None:
-        """A bit for each row that may be found; None: all."""
-        if keep is None:
-            return None if self.there is None else self.there.packed
-        if self.there is None:
-            return np.packbits(keep, bitorder="little")
-        flags = self.there.flags
-        flags[np.flatnonzero(flags)[~keep]] = False
-        return np.packbits(flags, bitorder="little")
-
-    def _one(
-        self, query: np.ndarray, x: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
-    ) -> None:
-        """Reads the lists of near heads; where these have too few, four times as many."""
-        recipe, kind, most = self.recipe, METRICS.index(self.recipe.metric), self.recipe.probes
-        while True:
-            away, near = (found[0] for found in self.heads.nearest(x, most))
-            fine = near >= 0
-            if most == recipe.probes:
-                fine &= away <= (1 + recipe.prune) * max(float(away[0]), self.spacing)
-            owners, vectors = self.lists.read(self.folder, near[fine])
-            self._reads, self._compared = self._reads + int(fine.sum()), self._compared + len(owners)
-            if vectors.dtype == np.float16:
-                vectors = vectors.astype(np.float32)
-            scan(query, owners, vectors, kind, _NONE if bits is None else bits, bits is not None, keys, rows)
-            if rows[-1] >= 0 or most >= self.heads.count:
-                return
-            most *= 4
-
-    def traffic(self) -> Mapping[str, float]:
-        return {**super().traffic(), "reads": self._reads, "compared": self._compared}
-
-    def grown(self, change: Change, vectors: Vectors, room: int | None) -> State:
-        from holdall.vectors.spann_change import Renewal
-
-        return Renewal(self, change).grown(vectors)
-
-    def shrunk(self, change: Change, keep: np.ndarray) -> State:
-        from holdall.vectors.spann_change import Renewal
-
-        return Renewal(self, change).shrunk(keep)
+    def shelf(self, folder: Folder, limit: int | None) -> Shelf:
+        if "entries" in folder.meta:
+            return spann_codes.Coded(self, folder, limit)
+        return spann_lists.Postings(self, folder, limit)

@@ -1,24 +1,67 @@
-"""SPANN's build: a tree, heads, closure, lists."""
+"""What SPANN's two layouts build with: a look at the vectors, heads from balanced trees, closure, and lists in order.
+
+No step holds more than about `build_bytes` of vectors: sets of near vectors go through files, and each step that is
+done is kept, so that a build that was killed goes on behind it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from holdall.parts.codebook import assigned
 from holdall.vectors.closure import closure
-from holdall.vectors.clustering import tree
+from holdall.vectors.clustering import balanced, tree
 from holdall.vectors.heads import Heads
-from holdall.vectors.lists import Lists
 from holdall.vectors.metrics import ready
+from holdall.vectors.scratch import Scratch
+from holdall.vectors.source import Vectors
 
 if TYPE_CHECKING:
-    from holdall.vectors.folder import Change
-    from holdall.vectors.shelf import Given, State
     from holdall.vectors.spann import SPANN
 
-_CANDIDATES = 64  # heads that a vector may choose its lists from
+CANDIDATES = 64  # heads that a vector may choose its lists from
 _BLOCK = 4096
+_SAMPLE = 256  # vectors that a set's middle is learned from
+_COPIES = 6  # lists that a vector is in, at a guess
+Blocks = Iterable[tuple[np.ndarray, np.ndarray]]  # (rows [n], vectors [n, D] as they were given)
+Owners = Callable[[np.ndarray], np.ndarray]  # of placed vectors: lists int32 [n, R], -1 behind the last
+
+
+@dataclass(frozen=True)
+class Survey:
+    """dtype: the smallest type that holds all numbers exactly. reach: length of the longest vector."""
+
+    dtype: np.dtype[Any]
+    reach: float
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> Survey:
+        fitting = [np.dtype(n) for n in ("uint8", "int8", "float16")]
+        fitting = [t for t in fitting if t.itemsize < vectors.dtype.itemsize]
+        reach = 0.0
+        for _, raw in vectors.blocks():
+            fitting = [t for t in fitting if holds(raw, t)]
+            reach = max(reach, float(np.square(raw.astype(np.float64)).sum(1).max()))
+        return cls(fitting[0] if fitting else vectors.dtype, reach**0.5)
+
+
+def holds(raw: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    """Whether that type holds these numbers exactly."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.array_equal(raw.astype(dtype).astype(raw.dtype), raw))
+
+
+def wide(dtype: np.dtype[Any], vectors: Vectors) -> np.dtype[Any]:
+    """A type that holds what there is, of `dtype`, and what comes."""
+    wider = [t for t in (np.dtype("float16"), np.dtype("float32")) if t.itemsize > dtype.itemsize]
+    fitting = [dtype, *wider]
+    for _, raw in vectors.blocks():
+        fitting = [t for t in fitting if holds(raw, t)]
+    return fitting[0] if fitting else np.dtype("float32")
 
 
 def placed(x: np.ndarray, metric: str, reach: float, query: bool = False) -> np.ndarray:
@@ -32,70 +75,119 @@ def placed(x: np.ndarray, metric: str, reach: float, query: bool = False) -> np.
     return np.hstack([found, more])
 
 
-def owned(recipe: SPANN, index: Heads, heads: np.ndarray, x: np.ndarray) -> np.ndarray:
+def headed(recipe: SPANN, work: Scratch, vectors: Vectors, wanted: int, reach: float) -> np.ndarray:
+    """Heads float32 [about `wanted`, D], placed: from one tree, or from trees of sets of near vectors."""
+    found = [
+        x[tree(x, branches=recipe.branches, leaf=recipe.leaf, seed=recipe.seed).heads(wanted / vectors.count)]
+        for x in (placed(raw, recipe.metric, reach) for raw in _sets(recipe, work, vectors, reach))
+    ]
+    heads = np.concatenate(found)
+    if not len(heads):
+        return placed(vectors.read(0, 1), recipe.metric, reach)
+    if len(heads) > wanted:
+        draw = np.random.default_rng(recipe.seed)
+        heads = heads[np.sort(draw.choice(len(heads), wanted, replace=False))]
+    return heads
+
+
+def _sets(recipe: SPANN, work: Scratch, vectors: Vectors, reach: float) -> Iterator[np.ndarray]:
+    """All vectors, in sets that lie apart and of which each may be held."""
+    most = max(2, recipe.build_bytes // (4 * vectors.dim))
+    count = -(-2 * vectors.count // most) if vectors.count > most else 1
+    if count == 1:
+        yield vectors.read(0, vectors.count)
+        return
+    draw = np.random.default_rng(recipe.seed)
+    some = np.sort(draw.permutation(vectors.count)[: min(most, _SAMPLE * count)])
+    middles = balanced(placed(vectors.take(some), recipe.metric, reach), count, recipe.seed)
+    record = np.dtype([("raw", vectors.dtype, (vectors.dim,))])
+    sets = work.buckets("set", count, record)
+    sets.begin()
+    for _, raw in vectors.blocks():
+        sets.add(assigned(placed(raw, recipe.metric, reach), middles), raw.view(record).reshape(-1))
+    for found in sets:
+        if len(found):  # one that came out too large is cut anyhow
+            yield from np.array_split(found["raw"], -(-len(found) // most))
+
+
+def near_heads(recipe: SPANN, index: Heads, heads: np.ndarray, x: np.ndarray) -> np.ndarray:
     """int32 [N, replicas]: the lists that placed vectors go into, -1 behind the last."""
     owners = np.empty((len(x), recipe.replicas), np.int32)
+    slack = np.float32(recipe.slack)
     for first in range(0, len(x), _BLOCK):
         some, mine = x[first : first + _BLOCK], owners[first : first + _BLOCK]
-        _, near = index.nearest(some, _CANDIDATES)
-        closure(
-            some, heads, near, recipe.replicas, np.float32(recipe.slack), recipe.apart, mine, 0, len(some)
-        )
+        _, near = index.nearest(some, CANDIDATES)
+        closure(some, heads, near, recipe.replicas, slack, recipe.apart, mine, 0, len(some))
     return owners
 
 
-def cap_of(recipe: SPANN, dim: int, dtype: np.dtype[Any]) -> int:
-    """Vectors of the longest list."""
-    most = recipe.list_bytes or (12 << 10 if dtype.itemsize == 1 else 48 << 10)
-    return max(2, most // (4 + dim * dtype.itemsize))
+@dataclass
+class Spread:
+    """Vectors on their way into lists: records (list, row, away, raw) in buckets of neighbouring lists.
 
-
-def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
-    vectors = given.vectors
-    raw = vectors.read(0, vectors.count)
-    reach = float(np.sqrt(np.square(raw.astype(np.float64)).sum(1).max()))
-    x = placed(raw, recipe.metric, reach)
-    which = tree(x, branches=recipe.branches, leaf=recipe.leaf, seed=recipe.seed).heads(heads / len(x))
-    which = which if len(which) else np.zeros(1, np.int64)
-    if len(which) > heads:
-        which = which[np.sort(np.random.default_rng(recipe.seed).choice(len(which), heads, replace=False))]
-    made = Heads.sections(x[which], raw.dtype == np.uint8 and recipe.metric == "l2", recipe.seed)
-    exact = Heads.decoded(made)
-    owners = owned(recipe, Heads(made), exact, x)
-    spacing = float(np.square(x - exact[owners[:, 0]]).sum(1).mean())
-    lists = capped(x, exact, owners, len(which), cap_of(recipe, vectors.dim, raw.dtype))
-    written = Lists.write(change, "lists-1", vectors.dim, raw.dtype, ((rows, raw[rows]) for rows in lists))
-    told = {
-        "lists": written.to_meta(),
-        "reach": reach,
-        "stored": vectors.count,
-        "clean": 0,
-        "spacing": spacing,
-        "share": len(which) / len(x),
-    }
-    return {**made, **written.sections()}, told
-
-
-def capped(x: np.ndarray, heads: np.ndarray, owners: np.ndarray, count: int, cap: int) -> list[np.ndarray]:
-    """Rows of each list, the nearest first, at most `cap`; a row that would be nowhere stays all the same.
-
-    Of a list that is too long those go first that are in another one too, the farthest of them.
+    copies: uint8 [rows], the lists each is in. spacing: the mean squared distance to the nearest head.
     """
-    rows, place = np.nonzero(owners >= 0)
-    mine = owners[rows, place]
-    copies = (owners >= 0).sum(1)
-    order = np.argsort(mine, kind="stable")
-    ends = np.searchsorted(mine[order], np.arange(count + 1))
-    found = []
-    for at in range(count):
-        some = rows[order[ends[at] : ends[at + 1]]]
-        away = np.square(x[some] - heads[at]).sum(1)
-        if len(some) > cap:
-            first = np.lexsort((away, copies[some] > 1))
-            cut = first[cap:]
-            cut = cut[copies[some[cut]] > 1]
-            copies[some[cut]] -= 1
-            stay = np.setdiff1d(np.arange(len(some)), cut)
-            some, away = some[stay], away[stay]
-        found.append(some[np.argsort(away, kind="stable")])
-    return found
+
+    heads: np.ndarray
+    copies: np.ndarray
+    spacing: float
+    buckets: Any
+
+    @classmethod
+    def of(
+        cls, recipe: SPANN, work: Scratch, blocks: Blocks, count: int, heads: np.ndarray, owners: Owners,
+        reach: float, dim: int, dtype: np.dtype[Any],
+    ) -> Spread:  # fmt: skip
+        """blocks: `count` vectors, to be stored as `dtype`. A step that is done is not done again."""
+        record = np.dtype([("list", "i4"), ("row", "i4"), ("away", "f4"), ("raw", dtype, (dim,))])
+        whole = count * record.itemsize * min(_COPIES, recipe.replicas)
+        number = int(np.clip(-(-whole // recipe.build_bytes), 1, min(512, len(heads))))
+        buckets = work.buckets("lists", number, record)
+        if not work.has("spread"):
+            copies, total = cls._fill(recipe, blocks, count, heads, owners, reach, buckets)
+            work.finish("spread", {"copies": copies, "spacing": np.array([total / max(1, count)])})
+        told = work.arrays("spread")
+        return cls(heads, told["copies"], float(told["spacing"][0]), buckets)
+
+    @staticmethod
+    def _fill(
+        recipe: SPANN, blocks: Blocks, count: int, heads: np.ndarray, owners: Owners, reach: float, buckets: Any
+    ) -> tuple[np.ndarray, float]:  # fmt: skip
+        copies, total = np.zeros(count, np.uint8), 0.0
+        buckets.begin()
+        for rows, raw in blocks:
+            x = placed(raw, recipe.metric, reach)
+            mine = owners(x)
+            which, place = np.nonzero(mine >= 0)
+            out = np.empty(len(which), buckets.record)
+            out["list"], out["row"], out["raw"] = mine[which, place], rows[which], raw[which]
+            out["away"] = np.square(x[which] - heads[out["list"]]).sum(1)
+            copies[rows] = (mine >= 0).sum(1)
+            total += float(out["away"][place == 0].sum())
+            buckets.add(out["list"].astype(np.int64) * len(buckets.paths) // len(heads), out)
+        buckets.settle()
+        return copies, total
+
+    def lists(self, cap: int | None = None) -> Iterator[np.ndarray]:
+        """The records of each list in turn, the nearest first, at most `cap`; one that would be nowhere stays.
+
+        Of a list that is too long those go first that are in another one too, the farthest of them.
+        """
+        last, bounds = -1, len(self.heads)
+        for found in self.buckets:
+            found = found[np.lexsort((found["row"], found["away"], found["list"]))]
+            starts = np.flatnonzero(np.diff(found["list"], prepend=-1))
+            for part in np.split(found, starts[1:]) if len(found) else ():
+                for _ in range(last + 1, int(part["list"][0])):
+                    yield part[:0]
+                last = int(part["list"][0])
+                yield part if cap is None or len(part) <= cap else self._capped(part, cap)
+        for _ in range(last + 1, bounds):
+            yield np.zeros(0, self.buckets.record)
+
+    def _capped(self, part: np.ndarray, cap: int) -> np.ndarray:
+        several = self.copies[part["row"]] > 1
+        cut = np.lexsort((part["away"], several))[cap:]
+        cut = cut[several[cut]]
+        self.copies[part["row"][cut]] -= 1
+        return np.delete(part, cut)

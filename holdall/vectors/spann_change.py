@@ -1,13 +1,16 @@
 """SPANN's lists while vectors come and go: they grow and are split, shrink and are merged, and are written again.
 
 A list that has become longer than lists may be is split in two by balanced clustering, around the vectors nearest to
-the middles. Vectors that go are a bit each at first; once there are many, all lists are written again without them, and
-the vectors of lists that have become short go to the next heads.
+the middles, and takes what closure gives it of the vectors around. Vectors that go are a bit each at first; once there
+are many, heads of the shortest lists go too, and closure is done again for all that are left. So it is where much comes
+at once, with heads of its own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,16 +19,19 @@ from holdall.vectors.bits import Bits
 from holdall.vectors.clustering import balanced
 from holdall.vectors.heads import Heads
 from holdall.vectors.lists import Lists
-from holdall.vectors.spann_build import cap_of, owned, placed
+from holdall.vectors.numbered import GONE
+from holdall.vectors.scratch import Scratch
+from holdall.vectors.spann_build import headed, near_heads, placed, wide
+from holdall.vectors.spann_lists import bytes_of, cap_of, spread
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
     from holdall.vectors.shelf import State
     from holdall.vectors.source import Vectors
-    from holdall.vectors.spann import Postings
+    from holdall.vectors.spann_lists import Postings
 
 _SHORT = 0.25  # of the mean length, below which a list is merged into others
-_GONE = 0.2  # of the rows, from which lists are written again without those that are gone
+_MUCH = 0.5  # of what is there, from which what comes has heads of its own
 _AROUND, _PASSES = 12, 3  # lists that a new head's vectors come from; rounds of splitting and filling
 _WASTE = 0.3  # of a file that no list refers to any more, from which it is written again
 Entries = tuple[np.ndarray, np.ndarray]  # rows int32 [n], vectors [n, D]
@@ -34,23 +40,29 @@ Entries = tuple[np.ndarray, np.ndarray]  # rows int32 [n], vectors [n, D]
 class Renewal:
     """One change of an open index."""
 
-    def __init__(self, shelf: Postings, change: Change):
-        self.shelf, self.change, self.lists = shelf, change, shelf.lists
+    def __init__(self, shelf: Postings, change: Change, room: int | None = None):
+        self.shelf, self.change, self.lists, self.room = shelf, change, shelf.lists, room
         self.made = {n: shelf.folder.arrays[n] for n in ("heads", "heads/scale", "groups", "groups/of")}
         self.heads = Heads.decoded(self.made)
         self.there, self.stored = shelf.there, shelf.stored
         self.fresh: dict[int, Entries] = {}  # lists that are not as they are in the file
-        self.gone: set[int] = set()  # lists that have been merged into others
 
     def grown(self, vectors: Vectors) -> State:
-        coming: dict[int, list[Entries]] = {}
-        for first, raw in vectors.blocks():
-            rows = np.arange(self.stored + first, self.stored + first + len(raw), dtype=np.int32)
-            for at, places in self._homes(raw, self.shelf.recipe.replicas):
-                coming.setdefault(at, []).append((rows[places], raw[places]))
+        recipe, before = self.shelf.recipe, self.stored
         self.stored += vectors.count
         if self.there is not None:
             self.there = Bits(np.concatenate([self.there.flags, np.ones(vectors.count, bool)]))
+        dtype = wide(self.lists.dtype, vectors)
+        much = recipe.replicas * vectors.nbytes > recipe.build_bytes or vectors.count > _MUCH * before
+        if much or dtype != self.lists.dtype:
+            heads = self._more_heads(vectors) if much else self.heads
+            new = ((np.arange(before + at, before + at + len(raw)), raw) for at, raw in vectors.blocks())
+            return self._again(heads, chain(self._alive(before), new), dtype)
+        coming: dict[int, list[Entries]] = {}
+        for first, raw in vectors.blocks():
+            rows = np.arange(before + first, before + first + len(raw), dtype=np.int32)
+            for at, places in self._homes(raw):
+                coming.setdefault(at, []).append((rows[places], raw[places]))
         for at, parts in sorted(coming.items()):
             self.fresh[at] = _joined([self.entries(at), *parts])
         for _ in range(_PASSES):
@@ -58,17 +70,64 @@ class Renewal:
             if not changed:
                 break
             self._refill(changed)
-        return self._state(self._wasted() > _WASTE)
+        if self._wasted() > _WASTE:
+            return self._again(self.heads, self._alive(self.stored), dtype)
+        return self._state()
 
     def shrunk(self, keep: np.ndarray) -> State:
         flags = np.ones(self.stored, bool) if self.there is None else self.there.flags
         flags[np.flatnonzero(flags)[~keep]] = False
         self.there = Bits(flags)
-        clean = self.shelf.folder.meta.get("clean", 0)  # rows that were gone when lists were written last
-        again = self.stored - self.there.count - clean > _GONE * (self.stored - clean)
-        if again:
-            self._merge()
-        return self._state(again)
+        if self.there.count and self.stored - self.there.count > GONE * self.stored:
+            return self._again(self._fewer_heads(), self._alive(self.stored), self.lists.dtype)
+        return self._state()
+
+    def _alive(self, last: int) -> Iterator[Entries]:
+        """Vectors before row `last` that are left, each once, by their row."""
+        seen = np.zeros(self.stored, bool)
+        for at in range(len(self.heads)):
+            rows, vectors = self.entries(at)
+            mine = (~seen[rows]) & (rows < last)
+            seen[rows] = True
+            yield rows[mine], vectors[mine]
+
+    def _more_heads(self, vectors: Vectors) -> np.ndarray:
+        """Those there are, and some of what comes; no more than the index has memory for."""
+        recipe, limit = self.shelf.recipe, self.room
+        wanted = max(1, round(self.shelf.share * vectors.count))
+        while (
+            limit is not None and wanted and bytes_of(len(self.heads) + wanted, self.heads.shape[1]) > limit
+        ):
+            wanted = wanted * 9 // 10
+        if not wanted:
+            return self.heads
+        work = Scratch(self.change.scratch, None)
+        return np.concatenate([self.heads, headed(recipe, work, vectors, wanted, self.shelf.reach)])
+
+    def _fewer_heads(self) -> np.ndarray:
+        """Without those of short lists, nor those of the shortest, while there are more than the index had for as many
+        vectors when it was built."""
+        assert self.there is not None
+        lengths = np.array([len(self.entries(at)[0]) for at in range(len(self.heads))])
+        spare = len(lengths) - round(self.shelf.share * self.there.count)
+        few = max(spare, int((lengths < _SHORT * lengths.mean()).sum()), 0)
+        kept: np.ndarray = np.sort(np.argsort(lengths, kind="stable")[min(few, len(lengths) - 1) :])
+        return self.heads[kept]
+
+    def _again(self, heads: np.ndarray, blocks: Iterable[Entries], dtype: np.dtype[Any]) -> State:
+        """All lists into a new file, by closure over these heads; rows are numbered anew."""
+        recipe, old = self.shelf.recipe, self.lists
+        made = Heads.renewed(self.made, heads, recipe.seed)
+        there, count = self.there, self.stored if self.there is None else self.there.count
+        named = ((rows if there is None else there.rank(rows.astype(np.int64)), raw) for rows, raw in blocks)
+        work = Scratch(self.change.scratch, None)
+        name = f"lists-{int(old.name.rpartition('-')[2]) + 1}"
+        lists, spacing = spread(
+            recipe, self.change, work, name, made, named, count, self.shelf.reach, old.dim, dtype
+        )
+        self.change.drop(old.name)
+        told = {"lists": lists.to_meta(), "reach": self.shelf.reach, "stored": count, "spacing": spacing}
+        return {**made, **lists.sections()}, told | {"share": self.shelf.share}
 
     def entries(self, at: int) -> Entries:
         """A list as it will be, without vectors that are gone."""
@@ -80,10 +139,10 @@ class Renewal:
         alive = self.there.has(rows.astype(np.int64))
         return rows[alive], vectors[alive]
 
-    def _homes(self, raw: np.ndarray, replicas: int) -> list[tuple[int, np.ndarray]]:
+    def _homes(self, raw: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """(list, which of the vectors go there)."""
         x = placed(raw, self.shelf.recipe.metric, self.shelf.reach)
-        owners = owned(self.shelf.recipe.but(replicas=replicas), self.shelf.heads, self.heads, x)
+        owners = near_heads(self.shelf.recipe, self.shelf.heads, self.heads, x)
         rows, place = np.nonzero(owners >= 0)
         return [(at, rows[some]) for at, some in _grouped(owners[rows, place])]
 
@@ -121,9 +180,8 @@ class Renewal:
         own = sum(len(self.entries(at)[0]) for at in order)
         rows, first = np.unique(rows, return_index=True)
         vectors, mine = vectors[first], first < own  # mine: those that must not be lost
-        owners = owned(
-            self.shelf.recipe, index, self.heads, placed(vectors, self.shelf.recipe.metric, self.shelf.reach)
-        )
+        x = placed(vectors, self.shelf.recipe.metric, self.shelf.reach)
+        owners = near_heads(self.shelf.recipe, index, self.heads, x)
         which, place = np.nonzero(owners >= 0)
         lists = owners[which, place]
         for at, some in _grouped(lists):
@@ -138,31 +196,6 @@ class Renewal:
         for at in changed - set(lists.tolist()):
             self.fresh[at] = rows[:0], vectors[:0]
 
-    def _merge(self) -> None:
-        """Vectors of short lists go to the nearest other head, unless that list has them; those of the shortest, too,
-        while there are more heads than the index had for as many vectors when it was built."""
-        lengths = np.array([len(self.entries(at)[0]) for at in range(len(self.heads))])
-        count = self.stored if self.there is None else self.there.count
-        spare = len(lengths) - round(self.shelf.share * count)
-        few = max(spare, int((lengths < _SHORT * lengths.mean()).sum()), 0)
-        short = np.argsort(lengths, kind="stable")[:few]
-        if len(short) == len(lengths):
-            short = short[1:]
-        others = np.setdiff1d(np.arange(len(lengths)), short)
-        coming: dict[int, list[Entries]] = {}
-        for at in short.tolist():
-            rows, vectors = self.entries(at)
-            self.gone.add(at)
-            if len(rows):
-                x = placed(vectors, self.shelf.recipe.metric, self.shelf.reach)
-                for to, places in _grouped(others[assigned(x, self.heads[others])]):
-                    coming.setdefault(to, []).append((rows[places], vectors[places]))
-        for at, parts in sorted(coming.items()):
-            rows, vectors = _joined([self.entries(at), *parts])
-            _, first = np.unique(rows, return_index=True)
-            self.fresh[at] = rows[np.sort(first)], vectors[np.sort(first)]
-            self._split(at)
-
     def _wasted(self) -> float:
         """The share of the file that no list refers to, or will not."""
         size = self.shelf.folder.size(self.lists.name)
@@ -170,31 +203,22 @@ class Renewal:
         more = sum(len(rows) for rows, _ in self.fresh.values()) * self.lists.each
         return 1 - (used + more) / max(1, size + more)
 
-    def _state(self, again: bool) -> State:
-        """again: all lists into a new file."""
-        kept = [at for at in range(len(self.heads)) if at not in self.gone]
-        changed = [at for at in kept if again or at in self.fresh]
-        name = self.lists.name
-        if again:
-            self.change.drop(name)
-            name = f"lists-{int(name.rpartition('-')[2]) + 1}"
-        new = Lists.write(
-            self.change, name, self.lists.dim, self.lists.dtype, (self.entries(at) for at in changed)
-        )
-        whole = {"starts": np.int64, "counts": np.int32, "sums": np.uint64}
+    def _state(self) -> State:
+        """Changed lists behind the others in their file."""
+        changed, old = sorted(self.fresh), self.lists
+        new = Lists.write(self.change, old.name, old.dim, old.dtype, (self.entries(at) for at in changed))
         arrays = {}
-        for field, kind in whole.items():
-            values = np.zeros(len(self.heads), kind)
-            values[: self.lists.count] = getattr(self.lists, field)
+        for field in ("starts", "counts", "sums"):
+            before = getattr(old, field)
+            values = np.zeros(len(self.heads), before.dtype)
+            values[: old.count] = before
             values[changed] = getattr(new, field)
-            arrays[field] = values[kept]
-        lists = Lists(name, self.lists.dim, self.lists.dtype, **arrays)
-        heads = Heads.renewed(self.made, self.heads[kept], self.shelf.recipe.seed)
+            arrays[field] = values
+        lists = Lists(old.name, old.dim, old.dtype, **arrays)
+        heads = Heads.renewed(self.made, self.heads, self.shelf.recipe.seed)
         there = {} if self.there is None or self.there.count == self.stored else {"there": self.there.packed}
         told = {"lists": lists.to_meta(), "reach": self.shelf.reach, "stored": self.stored}
         told |= {"spacing": self.shelf.spacing, "share": self.shelf.share}
-        before = self.shelf.folder.meta.get("clean", 0)
-        told["clean"] = self.stored - self.there.count if again and self.there is not None else before
         return {**heads, **lists.sections(), **there}, told
 
 

@@ -1,0 +1,138 @@
+"""SPANN's own layout: lists of whole vectors, each read at once; a vector is in several."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdall.errors import CorruptArtefact
+from holdall.vectors.bits import Bits
+from holdall.vectors.heads import Heads
+from holdall.vectors.lists import Lists, scan
+from holdall.vectors.numbered import NO_BITS, Numbered
+from holdall.vectors.scratch import Scratch, purpose
+from holdall.vectors.spann_build import Blocks, Spread, Survey, headed, near_heads, placed
+
+if TYPE_CHECKING:
+    from holdall.vectors.folder import Change
+    from holdall.vectors.shelf import Given, State
+    from holdall.vectors.source import Vectors
+    from holdall.vectors.spann import SPANN
+
+_LIST = 20  # bytes in memory of a list: where it begins, how long it is, its checksum
+PROBES = 16
+_TOGETHER = 256  # queries whose heads are searched at once
+
+
+def bytes_of(heads: int, dim: int) -> int:
+    """In memory: heads and the table of their lists."""
+    return Heads.bytes_of(heads, dim) + heads * _LIST
+
+
+def cap_of(recipe: SPANN, dim: int, dtype: np.dtype[Any]) -> int:
+    """Vectors of the longest list."""
+    most = recipe.list_bytes or (12 << 10 if dtype.itemsize == 1 else 48 << 10)
+    return max(2, most // (4 + dim * dtype.itemsize))
+
+
+def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
+    vectors = given.vectors
+    work = Scratch(change.scratch, purpose(recipe, vectors, given.limit))
+    if not work.has("heads"):
+        survey = Survey.of(vectors)
+        x = headed(recipe, work, vectors, heads, survey.reach)
+        made = Heads.sections(x, survey.dtype == np.uint8 and recipe.metric == "l2", recipe.seed)
+        told = {"reach": np.array([survey.reach]), "kind": np.zeros(0, survey.dtype)}
+        work.finish("heads", {**made, **told})
+    made = work.arrays("heads")
+    reach, dtype = float(made.pop("reach")[0]), made.pop("kind").dtype
+    blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in vectors.blocks())
+    lists, spacing = spread(
+        recipe, change, work, "lists-1", made, blocks, vectors.count, reach, vectors.dim, dtype
+    )
+    told = {"lists": lists.to_meta(), "reach": reach, "stored": vectors.count, "spacing": spacing}
+    told["share"] = len(made["heads"]) / vectors.count
+    return {**made, **lists.sections()}, told
+
+
+def spread(
+    recipe: SPANN, change: Change, work: Scratch, name: str, made: dict[str, np.ndarray], blocks: Blocks,
+    count: int, reach: float, dim: int, dtype: np.dtype[Any],
+) -> tuple[Lists, float]:  # fmt: skip
+    """Closure of all vectors over these heads, into a new file: (lists, mean squared distance to the nearest head)."""
+    index, exact = Heads(made), Heads.decoded(made)
+    found = Spread.of(
+        recipe, work, blocks, count, exact, lambda x: near_heads(recipe, index, exact, x), reach, dim, dtype
+    )
+    parts = ((part["row"], part["raw"]) for part in found.lists(cap_of(recipe, dim, dtype)))
+    return Lists.write(change, name, dim, dtype, parts), found.spacing
+
+
+class Postings(Numbered):
+    """Lists in a file; heads are searched in memory."""
+
+    def load(self) -> None:
+        super().load()
+        told = [self.folder.meta.get(n) for n in ("spacing", "share")]
+        if [type(n) for n in told] != [float, float]:
+            raise CorruptArtefact(self.folder.url, "it does not say how far apart its heads are")
+        self.spacing, self.share = map(float, told)  # share of heads, when it was built
+        self.heads = Heads.of_sections(self.folder, self.dim + (self.recipe.metric == "ip"))
+        self.lists = Lists.of_sections(self.folder, self.dim, self.heads.count)
+
+    def held(self) -> int:
+        return self.heads.nbytes + self.lists.nbytes + (0 if self.there is None else self.there.nbytes)
+
+    def least(self, own: State) -> int:
+        bits = Bits.bytes_of(own[1]["stored"]) if "there" in own[0] else 0
+        return bytes_of(*own[0]["heads"].shape) + bits
+
+    def searched(
+        self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
+    ) -> None:
+        for first in range(0, len(queries), _TOGETHER):
+            x = placed(queries[first : first + _TOGETHER], self.recipe.metric, self.reach, query=True)
+            away, near = self.heads.nearest(x, self.recipe.probes or PROBES)
+            for i in range(len(x)):
+                fine = near[i] >= 0
+                fine &= away[i] <= (1 + self.recipe.prune) * max(float(away[i, 0]), self.spacing)
+                q = first + i
+                self._one(queries[q], x[i : i + 1], near[i][fine], bits, keys[q], rows[q])
+
+    def _one(
+        self, query: np.ndarray, x: np.ndarray, near: np.ndarray, bits: np.ndarray | None, keys: np.ndarray,
+        rows: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Reads these lists; where they have too few, those of four times as many heads."""
+        most = self.recipe.probes or PROBES
+        while True:
+            owners, vectors = self.lists.read(self.folder, near)
+            self._reads, self._compared = self._reads + len(near), self._compared + len(owners)
+            if vectors.dtype == np.float16:
+                vectors = vectors.astype(np.float32)
+            scan(
+                query,
+                owners,
+                vectors,
+                self.kind,
+                NO_BITS if bits is None else bits,
+                bits is not None,
+                keys,
+                rows,
+            )
+            if rows[-1] >= 0 or most >= self.heads.count:
+                return
+            most *= 4
+            near = self.heads.nearest(x, most)[1][0]
+            near = near[near >= 0]
+
+    def grown(self, change: Change, vectors: Vectors, room: int | None) -> State:
+        from holdall.vectors.spann_change import Renewal
+
+        return Renewal(self, change, room).grown(vectors)
+
+    def shrunk(self, change: Change, keep: np.ndarray) -> State:
+        from holdall.vectors.spann_change import Renewal
+
+        return Renewal(self, change).shrunk(keep)
