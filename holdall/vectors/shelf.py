@@ -66,6 +66,7 @@ class Shelf(Searcher):
     """A method's open index. It writes `find`, `load`, `grown` and `shrunk`; rows are numbered as ids are."""
 
     own: Any = None  # what goes when the shelf is closed
+    remembers = False  # whether `vectors_of` what is found will be asked for
 
     def __init__(self, recipe: VectorIndex, folder: Folder, limit: int | None):
         self.recipe: Any = recipe
@@ -155,6 +156,10 @@ class Shelf(Searcher):
         return keep
 
     def add(self, vectors: Any, ids: Any = None, attributes: Any = None) -> None:
+        self._added(vectors, ids, attributes, self.grown)
+
+    def _added(self, vectors: Any, ids: Any, attributes: Any, grown: Callable[..., State]) -> None:
+        """grown: as the method's own, which may know more of what comes."""
         from holdall.vectors.building import taken
 
         new = taken(vectors)
@@ -173,7 +178,7 @@ class Shelf(Searcher):
         }  # fmt: skip
         beside = names.nbytes + (0 if table is None else table.nbytes)
         room = None if self.limit is None else self.limit - beside
-        self._change(names, table, facts, lambda change: self.grown(change, new, room))
+        self._change(names, table, facts, lambda change: grown(change, new, room))
 
     def remove(self, ids: Any) -> int:
         rows = self.ids.rows(listed(ids))

@@ -66,6 +66,7 @@ class SPANN(VectorIndex):
     """
 
     name: ClassVar[str] = "spann"
+    gives_vectors: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         24,
         "SPANN: Highly-efficient Billion-scale Approximate Nearest Neighbor Search",

@@ -39,11 +39,11 @@ class Survey:
     reach: float
 
     @classmethod
-    def of(cls, vectors: Vectors) -> Survey:
+    def of(cls, recipe: SPANN, vectors: Vectors) -> Survey:
         fitting = [np.dtype(n) for n in ("uint8", "int8", "float16")]
         fitting = [t for t in fitting if t.itemsize < vectors.dtype.itemsize]
         reach = 0.0
-        for _, raw in vectors.blocks():
+        for _, raw in blocks_of(recipe, vectors):
             fitting = [t for t in fitting if holds(raw, t)]
             reach = max(reach, float(np.square(raw.astype(np.float64)).sum(1).max()))
         return cls(fitting[0] if fitting else vectors.dtype, reach**0.5)
@@ -103,11 +103,17 @@ def _sets(recipe: SPANN, work: Scratch, vectors: Vectors, reach: float) -> Itera
     record = np.dtype([("raw", vectors.dtype, (vectors.dim,))])
     sets = work.buckets("set", count, record)
     sets.begin()
-    for _, raw in vectors.blocks():
+    for _, raw in blocks_of(recipe, vectors):
         sets.add(assigned(placed(raw, recipe.metric, reach), middles), raw.view(record).reshape(-1))
     for found in sets:
         if len(found):  # one that came out too large is cut anyhow
             yield from np.array_split(found["raw"], -(-len(found) // most))
+
+
+def blocks_of(recipe: SPANN, vectors: Vectors) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, vectors), few enough that records of all their lists are far below `build_bytes`."""
+    each = vectors.dtype.itemsize
+    yield from vectors.blocks(min(8 << 20, max(1, recipe.build_bytes // 64 * each)))
 
 
 def near_heads(recipe: SPANN, index: Heads, heads: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -140,7 +146,7 @@ class Spread:
     ) -> Spread:  # fmt: skip
         """blocks: `count` vectors, to be stored as `dtype`. A step that is done is not done again."""
         record = np.dtype([("list", "i4"), ("row", "i4"), ("away", "f4"), ("raw", dtype, (dim,))])
-        whole = count * record.itemsize * min(_COPIES, recipe.replicas)
+        whole = 4 * count * record.itemsize * min(_COPIES, recipe.replicas)  # sorting takes as much again
         number = int(np.clip(-(-whole // recipe.build_bytes), 1, min(512, len(heads))))
         buckets = work.buckets("lists", number, record)
         if not work.has("spread"):

@@ -17,7 +17,7 @@ from holdall.vectors.codes_scan import biases
 from holdall.vectors.entries import PAGE, Entries
 from holdall.vectors.heads import Heads
 from holdall.vectors.scratch import Scratch, purpose
-from holdall.vectors.spann_build import Blocks, Spread, Survey, placed
+from holdall.vectors.spann_build import Blocks, Spread, Survey, blocks_of, placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ROW = 6  # bytes in memory beside a code: the row's number and the bias
 _SAMPLE, _EACH = 65_536, 40  # vectors that heads and codes are learned from: at most, and for each head
 _TABLES = 12_800  # of these, vectors that tables are learned from: 50 for each entry
-_TOGETHER = 4096  # vectors that are coded at a time
+_TOGETHER = 4096  # vectors that are coded at a time, at most
 
 
 def bytes_of(count: int, cells: int, dim: int, parts: int) -> int:
@@ -89,7 +89,7 @@ def built(recipe: SPANN, change: Change, given: Given, cells: int, parts: int) -
     vectors = given.vectors
     work = Scratch(change.scratch, purpose(recipe, vectors, given.limit))
     if not work.has("learned"):
-        survey = Survey.of(vectors)
+        survey = Survey.of(recipe, vectors)
         wanted = min(
             vectors.count, _SAMPLE, max(_EACH * cells, 4096), recipe.build_bytes // (4 * vectors.dim)
         )
@@ -102,7 +102,7 @@ def built(recipe: SPANN, change: Change, given: Given, cells: int, parts: int) -
         work.finish("learned", {**made, "turn": coder.turn, "tables": coder.tables, **told})
     made = work.arrays("learned")
     reach, entries = float(made.pop("reach")[0]), Entries("vectors-1", vectors.dim, made.pop("kind").dtype)
-    blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in vectors.blocks())
+    blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in blocks_of(recipe, vectors))
     arrays = laid(recipe, change, work, entries, made, blocks, vectors.count, reach)
     told = {"entries": entries.to_meta(), "reach": reach, "stored": vectors.count}
     return {**made, **scaled(arrays)}, told
@@ -119,20 +119,21 @@ def laid(
         lambda x: index.nearest(x, 1)[1].astype(np.int32), reach, entries.dim, entries.dtype,
     )  # fmt: skip
     codes, bias, rows, sizes = [], [], [], []
+    together = min(_TOGETHER, recipe.build_bytes // (64 * entries.dim))
 
     def raws() -> Iterator[np.ndarray]:
         some: list[np.ndarray] = []
         for at, part in enumerate(found.lists()):
             sizes.append(len(part))
             some.append(_paged(part, max(entries.group, PAGE // entries.each)))
-            if sum(map(len, some)) < _TOGETHER and at < index.count - 1:
+            if sum(map(len, some)) < together and at < index.count - 1:
                 continue
             both = np.concatenate(some)
             some.clear()
             new = coder.encode(placed(both["raw"], recipe.metric, reach), both["list"])
             codes.append(new[0])
             bias.append(new[1])
-            rows.append(both["row"])
+            rows.append(both["row"].copy())  # a view would hold the vectors, too
             yield both["raw"]
 
     entries.append(change, raws())

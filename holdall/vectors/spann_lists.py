@@ -10,9 +10,10 @@ from holdall.errors import CorruptArtefact
 from holdall.vectors.bits import Bits
 from holdall.vectors.heads import Heads
 from holdall.vectors.lists import Lists, scan
+from holdall.vectors.metrics import ready
 from holdall.vectors.numbered import NO_BITS, Numbered
 from holdall.vectors.scratch import Scratch, purpose
-from holdall.vectors.spann_build import Blocks, Spread, Survey, headed, near_heads, placed
+from holdall.vectors.spann_build import Blocks, Spread, Survey, blocks_of, headed, near_heads, placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
@@ -40,14 +41,14 @@ def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
     vectors = given.vectors
     work = Scratch(change.scratch, purpose(recipe, vectors, given.limit))
     if not work.has("heads"):
-        survey = Survey.of(vectors)
+        survey = Survey.of(recipe, vectors)
         x = headed(recipe, work, vectors, heads, survey.reach)
         made = Heads.sections(x, survey.dtype == np.uint8 and recipe.metric == "l2", recipe.seed)
         told = {"reach": np.array([survey.reach]), "kind": np.zeros(0, survey.dtype)}
         work.finish("heads", {**made, **told})
     made = work.arrays("heads")
     reach, dtype = float(made.pop("reach")[0]), made.pop("kind").dtype
-    blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in vectors.blocks())
+    blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in blocks_of(recipe, vectors))
     lists, spacing = spread(
         recipe, change, work, "lists-1", made, blocks, vectors.count, reach, vectors.dim, dtype
     )
@@ -91,6 +92,7 @@ class Postings(Numbered):
     def searched(
         self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
     ) -> None:
+        self._found: dict[int, np.ndarray] = {}
         for first in range(0, len(queries), _TOGETHER):
             x = placed(queries[first : first + _TOGETHER], self.recipe.metric, self.reach, query=True)
             away, near = self.heads.nearest(x, self.recipe.probes or PROBES)
@@ -122,10 +124,20 @@ class Postings(Numbered):
                 rows,
             )
             if rows[-1] >= 0 or most >= self.heads.count:
-                return
+                break
             most *= 4
             near = self.heads.nearest(x, most)[1][0]
             near = near[near >= 0]
+        if self.remembers:
+            places = np.searchsorted(
+                owners, rows[rows >= 0], sorter=(order := np.argsort(owners, kind="stable"))
+            )
+            self._found |= dict(zip(rows[rows >= 0].tolist(), vectors[order[places]], strict=True))
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        stored = np.asarray(rows) if self.there is None else self.there.select(np.asarray(rows))
+        found = [self._found[row] for row in stored.tolist()]
+        return ready(np.array(found).reshape(len(found), self.dim), self.recipe.metric)
 
     def grown(self, change: Change, vectors: Vectors, room: int | None) -> State:
         from holdall.vectors.spann_change import Renewal

@@ -114,6 +114,7 @@ class Reordered(Shelf):
     def load(self) -> None:
         if self.inner is None:
             self.inner = self.recipe.inner.shelf(self.folder, self.limit)
+            self.inner.remembers = True
         else:
             self.inner._take(self.folder)
         self.inner.ids, self.inner.attributes = self.ids, self.attributes  # held once
