@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from holdall.errors import BadInput, CorruptArtefact
 from holdall.files import is_local, local_path
 from holdall.kinds import Spend
 from holdall.method import Method
-from holdall.vectors.folder import STATE, Folder, changing
+from holdall.vectors.folder import STATE, Change, Folder, changing
 from holdall.vectors.ids import Ids
 from holdall.vectors.shelf import Given
 from holdall.vectors.source import Vectors
@@ -24,8 +25,15 @@ if TYPE_CHECKING:
 
 
 def built(
-    recipe: VectorIndex, source: Any, budget: Spend, ids: Any, attributes: Any, to: str | None
+    recipe: VectorIndex,
+    source: Any,
+    budget: Spend,
+    ids: Any,
+    attributes: Any,
+    to: str | None,
+    made: Callable[[Change, Given], None] | None = None,
 ) -> Shelf:
+    """made: in place of the recipe's own, where that is to know more."""
     if to is not None and is_local(to) and (local_path(to) / STATE).exists():
         raise BadInput("output", to, "a new folder: an index is there already")
     vectors = taken(source)
@@ -37,9 +45,10 @@ def built(
             folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="holdall-index-"))
             to = str(Path(folder) / "v.index")
         with changing(to) as change:
-            recipe.made(change, Given(vectors, names, table, limit))
+            (made or recipe.made)(change, Given(vectors, names, table, limit))
         shelf = recipe.shelf(Folder.open(to), limit)
         shelf.own = undo.pop_all()  # a temporary folder goes when the shelf is closed
+        shelf.tune()
     return shelf
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from holdall.errors import CorruptArtefact
+from holdall.errors import BadInput, CorruptArtefact
+from holdall.vectors.aiming import Table, measured
 from holdall.vectors.bits import Bits
-from holdall.vectors.metrics import METRICS
+from holdall.vectors.folder import Folder, changing
+from holdall.vectors.metrics import METRICS, asked
 from holdall.vectors.shelf import Shelf
 
 GONE = 0.2  # of the rows, from which all is written again without those that are gone
@@ -43,6 +46,60 @@ class Numbered(Shelf):
     ) -> None:
         """Fill keys [Q, k] (squared distances for l2), rising, and stored rows [Q, k], -1 where there are no more.
         bits: one for each stored row that may be found; None: all."""
+
+    @abstractmethod
+    def settings(self) -> list[tuple[dict[str, Any], float]]:
+        """Knobs of searching that are worth a try, and about what a query costs with them, in microseconds."""
+
+    @property
+    def all_of_it(self) -> dict[str, Any]:
+        """Knobs by which a search looks at everything."""
+        return {"probes": max(1, self.stored), "prune": 1e30, "rerank": float(max(1, self.stored))}
+
+    @abstractmethod
+    def alive(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All vectors that are left, each once, in blocks: (stored rows, vectors as they are stored)."""
+
+    def tune(self, queries: Any = None) -> None:
+        """Measure what searches find, for queries [Q, D] or for some of the vectors, and commit that."""
+        if self.count < 2:
+            return
+        given = None if queries is None else asked(queries, self.dim, self.recipe.metric)
+        if given is not None and not len(given):
+            raise BadInput("queries", "none", "some to measure with")
+        counts = dict(self._counts), self._reads, self._compared
+        table = measured(self, given, self.settings())
+        with changing(self.folder.url, self.folder) as change:
+            told = {k: v for k, v in self.folder.meta.items() if k not in ("files", "generation")}
+            change.commit(dict(self.folder.arrays), {**told, "recalls": table})
+        self.folder.close()
+        self.folder = Folder.open(self.folder.url)
+        self._counts, self._reads, self._compared = counts
+
+    def stored_rows(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Stored rows [Q, k] that a search finds."""
+        keys, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        self.searched(queries, None if self.there is None else self.there.packed, keys, rows)
+        return rows
+
+    def aimed(self, recall: float) -> Any:
+        """The method with the cheapest knobs that found that share; above what was measured all is looked at."""
+        if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
+            raise BadInput("recall", recall, "a share of the nearest, above 0 and up to 1")
+        for probes, rerank, _, share in self.recalls:
+            if share >= recall:
+                return self.recipe.but(probes=int(probes), rerank=rerank)
+        return self.recipe.but(**self.all_of_it)
+
+    @property
+    def recalls(self) -> Table:
+        """What was measured when it was built: (probes, rerank, microseconds, recall of the ten nearest)."""
+        table = self.folder.meta.get("recalls", [])
+        if not isinstance(table, list) or not all(
+            isinstance(r, list) and len(r) == 4 and all(type(v) in (int, float) for v in r) for r in table
+        ):
+            raise CorruptArtefact(self.folder.url, "what it says of its recall contradicts itself")
+        return table
 
     def find(self, queries: np.ndarray, k: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         keys, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)

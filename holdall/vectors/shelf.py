@@ -131,11 +131,32 @@ class Shelf(Searcher):
     def nbytes(self) -> int:
         return self.held() + self.ids.nbytes + (0 if self.attributes is None else self.attributes.nbytes)
 
-    def search(self, queries: Any, k: int = 10, where: Any = None) -> Hits:
+    def tune(self, queries: Any = None) -> None:
+        """Called when it has been built: a method that can be asked for a recall measures here what it finds.
+
+        queries [Q, D]: what will be asked; None: some of the vectors.
+        """
+
+    def aimed(self, recall: float) -> VectorIndex:
+        """The method with such knobs that searches find that share of the nearest."""
+        if self.recipe.exact:
+            return self.recipe
+        raise BadInput(
+            "recall", recall, f"no recall to aim at: {self.recipe.full_name()} has not measured any"
+        )
+
+    def search(self, queries: Any, k: int = 10, where: Any = None, recall: float | None = None) -> Hits:
         """The k nearest of each query [Q, D] or [D].
 
-        where: a condition on attributes ("lang = 'en'"), or a list of ids. BadInput for k above the vectors there are.
+        where: a condition on attributes ("lang = 'en'"), or a list of ids. recall: the share of the nearest to find, as
+        it was measured when the index was built. BadInput for k above the vectors there are.
         """
+        if recall is not None:
+            before, self.recipe = self.recipe, self.aimed(recall)
+            try:
+                return self.search(queries, k, where)
+            finally:
+                self.recipe = before
         wanted = asked(queries, self.dim, self.recipe.metric)
         if not isinstance(k, int | np.integer) or not 1 <= k <= self.count:
             raise BadInput("k", k, f"1 to the {self.count} vectors that there are")
@@ -197,7 +218,8 @@ class Shelf(Searcher):
         self, ids: Ids, table: Attributes | None, facts: dict[str, Any], made: Callable[[Change], State]
     ) -> None:
         """Commit, and go on from what is on disk; also where a commit came through whose last sync failed."""
-        kept = {k: self.folder.meta[k] for k in ("dim", "raw_bytes", "elements", "limit", "used")}
+        names = ("dim", "raw_bytes", "elements", "limit", "used", "recalls")
+        kept = {k: self.folder.meta[k] for k in names if k in self.folder.meta}
         try:
             with changing(self.folder.url, self.folder) as change:
                 own = made(change)

@@ -5,7 +5,8 @@ A query estimates distances to what is in the lists of near heads from the codes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PROBES = 64
 _TOGETHER = 256  # queries whose heads are searched at once
+_BLOCK = 4096  # vectors that are read at a time, where all are
+_READ, _LOOK = 20.0, 0.035  # microseconds, about: of a read, and of a code
 
 
 class Coded(Numbered):
@@ -73,6 +76,12 @@ class Coded(Numbered):
         arrays = sum(own[0][n].nbytes for n in ("turn", "tables", "codes", "bias", "rows", "starts"))
         return Heads.bytes_of(*own[0]["heads"].shape) + arrays + bits
 
+    def settings(self) -> list[tuple[dict[str, Any], float]]:
+        each = _LOOK * self.entries.count / self.heads.count
+        tried = [p for p in (8, 16, 32, 48, 64, 96, 128, 256) if p <= 2 * self.heads.count]
+        ranks = (1.2, 1.4, 1.6, 2.0, 2.5, 3.0, 5.0)
+        return [({"probes": p, "rerank": r}, 10 * r * _READ + p * each) for r in ranks for p in tried]
+
     def searched(
         self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
     ) -> None:
@@ -114,6 +123,12 @@ class Coded(Numbered):
         found, reads = self.entries.read(self.folder, places)
         self._reads += reads
         return found
+
+    def alive(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for at in range(0, self.entries.count, _BLOCK):
+            rows = self.rows[at : at + _BLOCK].astype(np.int64)
+            left = np.ones(len(rows), bool) if self.there is None else self.there.has(rows)
+            yield rows[left], self.entries.read(self.folder, at + np.flatnonzero(left))[0]
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         stored = np.asarray(rows, np.int64) if self.there is None else self.there.select(np.asarray(rows))

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _LEARNED = ("heads", "heads/scale", "groups", "groups/of", "turn", "tables")
 _SEGMENTS = 8  # stretches, from which all is written again
-_BLOCK = 4096
 
 
 def grown(shelf: Coded, change: Change, vectors: Vectors) -> State:
@@ -68,11 +67,9 @@ def _again(
     """All that is left in a new file, in the order of lists; rows are numbered anew."""
 
     def old() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for at in range(0, shelf.entries.count, _BLOCK):
-            rows = shelf.rows[at : at + _BLOCK].astype(np.int64)
-            alive = np.ones(len(rows), bool) if there is None else there.has(rows)
-            raw, _ = shelf.entries.read(shelf.folder, at + np.flatnonzero(alive))
-            yield rows[alive], raw
+        for rows, raw in shelf.alive():
+            left = slice(None) if there is None else there.has(rows)
+            yield rows[left], raw[left]
 
     count = stored if there is None else there.count
     named = ((rows if there is None else there.rank(rows), raw) for rows, raw in chain(old(), new))

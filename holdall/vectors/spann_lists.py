@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _LIST = 20  # bytes in memory of a list: where it begins, how long it is, its checksum
 PROBES = 16
 _TOGETHER = 256  # queries whose heads are searched at once
+_READ, _LOOK = 20.0, 0.02  # microseconds, about: of a read, and of a vector that is compared
 
 
 def bytes_of(heads: int, dim: int) -> int:
@@ -89,6 +91,11 @@ class Postings(Numbered):
         bits = Bits.bytes_of(own[1]["stored"]) if "there" in own[0] else 0
         return bytes_of(*own[0]["heads"].shape) + bits
 
+    def settings(self) -> list[tuple[dict[str, Any], float]]:
+        each = float(self.lists.counts.mean()) if self.lists.count else 0.0
+        tried = [p for p in (2, 4, 8, 16, 32, 64, 128, 256) if p <= 2 * self.heads.count]
+        return [({"probes": p}, p * (_READ + each * _LOOK)) for p in tried]
+
     def searched(
         self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
     ) -> None:
@@ -133,6 +140,16 @@ class Postings(Numbered):
                 owners, rows[rows >= 0], sorter=(order := np.argsort(owners, kind="stable"))
             )
             self._found |= dict(zip(rows[rows >= 0].tolist(), vectors[order[places]], strict=True))
+
+    def alive(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        seen = np.zeros(self.stored, bool)
+        for at in range(self.lists.count):
+            rows, vectors = self.lists.read(self.folder, np.array([at]))
+            left = ~seen[rows]
+            if self.there is not None:
+                left &= self.there.has(rows.astype(np.int64))
+            seen[rows] = True
+            yield rows[left].astype(np.int64), vectors[left]
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         stored = np.asarray(rows) if self.there is None else self.there.select(np.asarray(rows))
