@@ -45,6 +45,13 @@ class VectorIndex(Index):
     def shelf(self, folder: Folder, limit: int | None) -> Shelf:
         """What is in a folder, open, in at most `limit` bytes."""
 
+    def source(self, given: Any, name: str | None = None) -> Vectors:
+        """What it is built from or asked with. name: which array or column of a file."""
+        from holdall.vectors.building import taken
+        from holdall.vectors.source import Vectors
+
+        return Vectors.open(given, name) if isinstance(given, str) else taken(given)
+
     def build(
         self,
         vectors: Any,
@@ -68,4 +75,4 @@ class VectorIndex(Index):
     def allowed(vectors: Vectors, budget: Spend) -> int | None:
         """The budget in bytes of memory."""
         asked = Budget.parse(budget)
-        return None if asked is None else asked.limit(vectors.nbytes, vectors.count * vectors.dim)
+        return None if asked is None else asked.limit(vectors.nbytes, vectors.elements)

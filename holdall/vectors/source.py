@@ -69,6 +69,15 @@ class Vectors:
         """Of the numbers as they are handed out."""
         return self.count * self.dim * self.dtype.itemsize
 
+    @property
+    def elements(self) -> int:
+        """Numbers in all of them."""
+        return self.count * self.dim
+
+    def cut(self, start: int, stop: int) -> Any:
+        """[start, stop) of them as an index is asked with; documents are more than rows."""
+        return self.read(start, stop)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as [stop - start, D] of dtype, in memory of its own."""
         self._usable()

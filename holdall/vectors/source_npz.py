@@ -28,7 +28,7 @@ _FAULTS = (
 
 def open_npz(url: str, name: str | None = None) -> Npz:
     def build(reader: Reader) -> Npz:
-        archive = _unzipped(url, lambda: zipfile.ZipFile(ReaderFile(reader)))
+        archive = unzipped(url, lambda: zipfile.ZipFile(ReaderFile(reader)))
         inside = [m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy")]
         if name is None or name not in inside:
             shapes = {n: npy_header(_head(archive, n, url), url)[0] for n in inside}
@@ -56,26 +56,38 @@ class Npz(Rows):
         if "ids.npy" not in self._archive.namelist():
             return None
         where = f"ids of {self._reader.name}"
-        shape, stored, length = npy_header(_head(self._archive, "ids", where), where)
-        if shape != (self.count,) or stored.kind not in "iuU":
-            raise BadInput("ids", f"{stored} {list(shape)}", f"whole numbers or strings [{self.count}]")
-        size = self._archive.getinfo("ids.npy").file_size
-        if size != length + self.count * stored.itemsize:  # before memory is taken for what a header says
-            raise CorruptArtefact(where, "its size contradicts its header")
-        raw = _unzipped(where, lambda: self._archive.read("ids.npy"))
-        if len(raw) != size:
-            raise CorruptArtefact(where, "cut short")
-        found = np.frombuffer(raw, stored, offset=length)
-        return _text(found, where) if stored.kind == "U" else _whole(found)
+        found = flat(self._archive, "ids", where)
+        if found.shape != (self.count,) or found.dtype.kind not in "iuU":
+            raise BadInput(
+                "ids", f"{found.dtype} {list(found.shape)}", f"whole numbers or strings [{self.count}]"
+            )
+        return found
 
     def close(self) -> None:
         self._rows.close()
         self._reader.close()
 
 
+def flat(archive: zipfile.ZipFile, name: str, where: str) -> np.ndarray:
+    """The array of that name, a list of numbers or strings; whole numbers as int64."""
+    shape, stored, length = npy_header(_head(archive, name, where), where)
+    if len(shape) != 1 or stored.kind not in "iufU":
+        raise BadInput(name, f"{stored} {list(shape)}", "a list of numbers or strings")
+    size = archive.getinfo(f"{name}.npy").file_size
+    if size != length + shape[0] * stored.itemsize:  # before memory is taken for what a header says
+        raise CorruptArtefact(where, "its size contradicts its header")
+    raw = unzipped(where, lambda: archive.read(f"{name}.npy"))
+    if len(raw) != size:
+        raise CorruptArtefact(where, "cut short")
+    found = np.frombuffer(raw, stored, offset=length)
+    if stored.kind == "U":
+        return _text(found, where)
+    return found if stored.kind == "f" else _whole(found)
+
+
 def _whole(found: np.ndarray) -> np.ndarray:
     """int64 [N]."""
-    if found.dtype.kind == "u" and int(found.max()) > np.iinfo(np.int64).max:
+    if found.dtype.kind == "u" and found.size and int(found.max()) > np.iinfo(np.int64).max:
         raise BadInput("ids", str(found.max()), "whole numbers below 2**63")
     return found.astype(np.int64)
 
@@ -88,7 +100,7 @@ def _text(found: np.ndarray, where: str) -> np.ndarray:
     return found.astype(found.dtype.newbyteorder("="))
 
 
-def _unzipped(where: str, work: Callable[[], Any]) -> Any:
+def unzipped(where: str, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except (BadInput, CorruptArtefact):
@@ -103,7 +115,7 @@ def _head(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
         with archive.open(f"{name}.npy") as f:
             return f.read(HEADER)
 
-    return _unzipped(where, first)
+    return unzipped(where, first)
 
 
 def _member(reader: Reader, archive: zipfile.ZipFile, name: str) -> Flat:
@@ -133,7 +145,7 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, url: str) -> Read
                     shutil.copyfileobj(member, f, _PIECE)
                 f.flush()
 
-            _unzipped(url, work)
+            unzipped(url, work)
             reader = open_reader(f.name)
         finally:
             Path(f.name).unlink()
