@@ -25,6 +25,11 @@ Remove = Annotated[
     str | None, typer.Option("--remove", help="Ids to forget: a .npy, or a text with one a line.")
 ]
 
+Tune = Annotated[
+    str | None,
+    typer.Option("--tune", help="Queries like those to come: `search --recall` goes by what they find."),
+]
+
 
 def register(app: typer.Typer) -> None:
     loose = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -35,19 +40,21 @@ def index(
     context: typer.Context,
     source: Source,
     output: Out = None,
-    with_: With = "vectors.none",
+    with_: With = "vectors.spann",
     memory: Memory = None,
     column: Name = None,
     ids: IdsFile = None,
     add: Add = None,
     remove: Remove = None,
+    tune: Tune = None,
     json: JSON = False,
 ) -> None:
     """Make vectors searchable in a folder, or add some to it, or remove some.
 
     `holdall index vectors.npy --memory 64MB -o v.index`: .npy, .npz, .fvecs, .bvecs, .ivecs, .safetensors, .parquet and
     .arrow files, larger than memory too; a column "id" names them, other columns serve `search --where`.
-    `holdall index v.index --add more.npy` and `--remove ids.txt` change one, whole or not at all.
+    `holdall index v.index --add more.npy` and `--remove ids.txt` change one, whole or not at all. A build that was
+    killed goes on when the same command is given again.
     """
     from holdall.cli.knobs import separate
     from holdall.errors import BadInput
@@ -57,16 +64,18 @@ def index(
     if words:
         raise BadInput("argument", words[0], "one file of vectors, and options")
     with Meter() as meter:
-        if add is None and remove is None:
+        if add is None and remove is None and (tune is None or output is not None):
             if output is None:
-                raise BadInput("output", "none", "-o and a folder, or --add or --remove for an index")
-            told = _made(source, output, _recipe(with_, options), memory, column, ids)
+                raise BadInput("output", "none", "-o and a folder, or --add, --remove or --tune for an index")
+            told = _made(source, output, _recipe(with_, options), memory, column, ids, tune)
         else:
             if options or output is not None:
                 raise BadInput(
-                    "option", options[0][0] if options else "-o", "none: --add and --remove change an index"
+                    "option",
+                    options[0][0] if options else "-o",
+                    "none: --add, --remove and --tune change an index",
                 )
-            told = _changed(source, add, remove, column, ids)
+            told = _changed(source, add, remove, column, ids, tune)
     told |= {"seconds": meter.seconds, "cpu_seconds": meter.cpu_seconds, "peak_bytes": meter.peak_bytes}
     if json:
         as_json(told)
@@ -90,13 +99,18 @@ def _recipe(name: str, options: list[Any]) -> Any:
 
 
 def _made(
-    source: str, output: str, method: Any, memory: str | None, column: str | None, ids: str | None
+    source: str,
+    output: str,
+    method: Any,
+    memory: str | None,
+    column: str | None,
+    ids: str | None,
+    tune: str | None,
 ) -> dict[str, Any]:
-    from holdall.vectors import Vectors
-
-    with Vectors.open(source, column) as vectors:
+    with method.source(source, column) as vectors:
         names = None if ids is None else listed(ids)
         with method.build(vectors, memory, names, to=output) as made:
+            _tuned(made, tune)
             return {
                 "index": output,
                 "method": method.full_name(),
@@ -106,18 +120,18 @@ def _made(
 
 
 def _changed(
-    url: str, add: str | None, remove: str | None, column: str | None, ids: str | None
+    url: str, add: str | None, remove: str | None, column: str | None, ids: str | None, tune: str | None
 ) -> dict[str, Any]:
-    from holdall.vectors import Vectors
     from holdall.vectors.building import opened
 
     with opened(url) as there:
         gone = there.remove(listed(remove, there.ids.text)) if remove is not None else 0
         before = there.count
         if add is not None:
-            with Vectors.open(add, column) as vectors:
+            with there.recipe.source(add, column) as vectors:
                 names = None if ids is None else listed(ids, there.ids.text)
                 there.add(vectors, names, vectors.attributes() if there.attributes is not None else None)
+        _tuned(there, tune)
         method = there.recipe.full_name()
         return {
             "index": url,
@@ -126,6 +140,12 @@ def _changed(
             "removed": gone,
             **_told(there),
         }
+
+
+def _tuned(there: Any, queries: str | None) -> None:
+    if queries is not None:
+        with there.recipe.source(queries) as asked:
+            there.tune(asked.cut(0, asked.count))
 
 
 def _told(made: Any) -> dict[str, Any]:

@@ -38,6 +38,9 @@ On = Annotated[
         "copies), perplexity, first (before the text), reading (memory, seconds); commas between.",
     ),
 ]
+Queries = Annotated[
+    str | None, typer.Option("--queries", help="Of vectors: a file of queries; none: some of the vectors.")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Less data, sooner done.")]
 Png = Annotated[
     str | None,
@@ -56,6 +59,7 @@ def measure(
     budget: BudgetText = None,
     model: ModelName = None,
     on: On = None,
+    queries: Queries = None,
     quick: Quick = False,
     png: Png = None,
     json: JSON = False,
@@ -64,9 +68,14 @@ def measure(
 
     `holdall measure kv --budget 5%,25% --on needle,perplexity` measures every method of the room beside the others.
     """
+    from holdall.errors import BadInput
     from holdall.registry import rooms
 
     asked: dict[str, Any] = {"model": model, "on": on, "quick": quick}
+    if queries is not None:
+        if name.partition(".")[0] != "vectors":
+            raise BadInput("--queries", queries, f"none: only vectors are measured with queries, not {name}")
+        asked["queries"] = queries
     if name in rooms():
         methods, left = _entrants(name, context.args)
         _race(name, methods, budget, asked, _drawable(png or f"{name}.png", png is not None), json, left)

@@ -14,6 +14,10 @@ IndexPath = Annotated[
 Queries = Annotated[str, typer.Argument(metavar="QUERIES", help="A file of vectors (path or URL).")]
 K = Annotated[int, typer.Option("-k", help="How many to find for each query.")]
 Where = Annotated[str | None, typer.Option("--where", help="A condition on attributes: \"lang = 'en'\".")]
+Recall = Annotated[
+    float | None,
+    typer.Option("--recall", help="The share of the nearest to find: .95. As it was measured for the index."),
+]
 Memory = Annotated[
     str | None, typer.Option("--memory", "-m", help="What searching may hold, if not what it was built for.")
 ]
@@ -32,24 +36,25 @@ def search(
     queries: Queries,
     k: K = 10,
     where: Where = None,
+    recall: Recall = None,
     memory: Memory = None,
     output: Out = None,
     json: JSON = False,
 ) -> None:
     """Find the nearest vectors of each query: ids and distances, the nearest first.
 
-    `holdall search v.index queries.npy -k 10 --where "lang = 'en'"`. Distances are Euclidean, 1 - cosine, or minus the
-    inner product, as the index was built; fewer than k are found where a condition leaves fewer.
+    `holdall search v.index queries.npy -k 10 --recall 0.95 --where "lang = 'en'"`. Distances are Euclidean, 1 - cosine,
+    or minus the inner product, as the index was built; fewer than k are found where a condition leaves fewer.
     """
     from holdall.errors import BadInput
-    from holdall.vectors import Vectors
     from holdall.vectors.building import opened
 
     if output is not None and not output.lower().endswith((".npz", ".npy")):
         raise BadInput("output", output, "a .npz or .npy file")
-    with opened(index, memory) as there, Vectors.open(queries) as asked:
+    more = {} if recall is None else {"recall": recall}
+    with opened(index, memory) as there, there.recipe.source(queries) as asked:
         found = [
-            there.search(asked.read(a, min(a + _BATCH, asked.count)), k, where)
+            there.search(asked.cut(a, min(a + _BATCH, asked.count)), k, where, **more)
             for a in range(0, asked.count, _BATCH)
         ]
     if output is not None:

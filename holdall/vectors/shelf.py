@@ -136,6 +136,10 @@ class Shelf(Searcher):
 
         queries [Q, D]: what will be asked; None: some of the vectors.
         """
+        if queries is not None and not self.recipe.exact:
+            raise BadInput(
+                "queries to tune with", "some", f"none: {self.recipe.full_name()} measures no recall"
+            )
 
     def aimed(self, recall: float) -> VectorIndex:
         """The method with such knobs that searches find that share of the nearest."""

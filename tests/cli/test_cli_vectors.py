@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdall.vectors.quality import naive_search, real
+from holdall.vectors.quality import naive_search, real, recall
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_whole_journey(call, files: Path) -> None:
 
 def test_damage_is_found(call, files: Path) -> None:
     out = files / "v.index"
-    assert call("index", files / "vectors.npy", "-o", out).code == 0
+    assert call("index", files / "vectors.npy", "--with", "vectors.none", "-o", out).code == 0
     raw = bytearray((out / "rows-1").read_bytes())
     raw[70_001] ^= 4
     (out / "rows-1").write_bytes(raw)
@@ -110,3 +110,32 @@ def test_mistakes_with_an_index_are_one_line(call, files: Path) -> None:
         assert told.code == 2 and said in told.one_line(), (words, told)
     assert json.loads(call("index", out, "--remove", files / "none.txt", "--json").out or "{}") == {}
     assert "1,200 vectors" in call("info", out).out
+
+
+def test_a_recall_is_asked_for_and_an_index_measured(call, files: Path) -> None:
+    vectors, queries = real()
+    out = files / "v.index"
+    made = json.loads(call("index", files / "vectors.npy", "--memory", "30%", "-o", out, "--json").out)
+    assert made["method"] == "vectors.spann" and made["memory_bytes"] <= 0.3 * made["vectors_bytes"]
+    np.save(files / "asked.npy", queries)
+    wanted = naive_search(vectors[:1200], queries, 10, "l2")[1]
+    shares = []
+    for asked in ("0.6", "0.95", "1"):
+        told = call("search", out, files / "asked.npy", "--recall", asked, "-o", files / "ids.npy")
+        assert told.code == 0
+        shares.append(recall(np.load(files / "ids.npy"), wanted))
+        assert shares[-1] > float(asked) - 0.03
+    assert shares[2] > 0.995 and shares == sorted(shares)  # all, but for ties
+    told = call("measure", "vectors.spann", "--on", out, "--queries", files / "asked.npy", "--json")
+    row = json.loads(told.out)
+    assert told.code == 0 and row["recall"] > 0.9 and row["reads_a_query"] > 1
+    assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["memory_bytes"] == made["memory_bytes"]
+    assert call("index", out, "--tune", files / "asked.npy").code == 0
+    np.save(files / "one.npy", queries[:1])
+    for words, wrong in {
+        ("search", out, files / "one.npy", "--recall", "2"): "recall",
+        ("measure", "vectors.spann", "--on", out): "queries",
+        ("measure", "vectors.ivfpq", "--on", out, "--queries", files / "one.npy"): "vectors.spann",
+    }.items():
+        told = call(*words)
+        assert told.code == 2 and wrong in told.err and len(told.err.splitlines()) == 1
