@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.errors import BadInput, BudgetError
 from holdall.method import Paper, knob
-from holdall.vectors import spann_codes, spann_codes_build, spann_lists
 from holdall.vectors.base import VectorIndex
-from holdall.vectors.bits import Bits
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder
@@ -129,6 +127,9 @@ class SPANN(VectorIndex):
             raise BadInput("replicas", self.replicas, "at most 255")
 
     def made(self, change: Change, given: Given) -> None:
+        from holdall.vectors import spann_codes_build, spann_lists
+        from holdall.vectors.bits import Bits
+
         found = None if self.layout == "lists" else spann_codes_build.fitting(self, given)
         if found is not None and (self.layout or found[1] * _SHORT >= given.vectors.dim):
             given.commit(change, self, spann_codes_build.built(self, change, given, *found))
@@ -146,6 +147,9 @@ class SPANN(VectorIndex):
 
     def _heads(self, given: Given) -> int:
         """As many as memory allows."""
+        from holdall.vectors import spann_lists
+        from holdall.vectors.bits import Bits
+
         wide = given.vectors.dim + (self.metric == "ip")
         heads = max(1, round(self.ratio * given.vectors.count))
         if given.limit is None:
@@ -158,6 +162,8 @@ class SPANN(VectorIndex):
         return heads
 
     def shelf(self, folder: Folder, limit: int | None) -> Shelf:
+        from holdall.vectors import spann_codes, spann_lists
+
         if "entries" in folder.meta:
             return spann_codes.Coded(self, folder, limit)
         return spann_lists.Postings(self, folder, limit)
