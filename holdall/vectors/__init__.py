@@ -9,9 +9,10 @@ from holdall.kinds import Hits
 from holdall.vectors.ivfpq import IVFPQ
 from holdall.vectors.none import Nothing
 from holdall.vectors.random import Random
+from holdall.vectors.repconc import RepCONC
 from holdall.vectors.reranking import rerank
 from holdall.vectors.source import Vectors
 from holdall.vectors.spann import SPANN
 from holdall.vectors.superglobal import SuperGlobal
 
-__all__ = ["IVFPQ", "SPANN", "Hits", "Nothing", "Random", "SuperGlobal", "Vectors", "rerank"]
+__all__ = ["IVFPQ", "SPANN", "Hits", "Nothing", "Random", "RepCONC", "SuperGlobal", "Vectors", "rerank"]
