@@ -6,6 +6,7 @@ query. Indexes take more vectors and forget some, and a process that is killed l
 """
 
 from holdall.kinds import Hits
+from holdall.vectors.curator import Curator
 from holdall.vectors.ivfpq import IVFPQ
 from holdall.vectors.none import Nothing
 from holdall.vectors.random import Random
@@ -15,4 +16,4 @@ from holdall.vectors.source import Vectors
 from holdall.vectors.spann import SPANN
 from holdall.vectors.superglobal import SuperGlobal
 
-__all__ = ["IVFPQ", "SPANN", "Hits", "Nothing", "Random", "RepCONC", "SuperGlobal", "Vectors", "rerank"]
+__all__ = ["IVFPQ", "SPANN", "Curator", "Hits", "Nothing", "Random", "RepCONC", "SuperGlobal", "Vectors", "rerank"]

@@ -1,0 +1,204 @@
+"""An open index of many tenants: search for one of them, grant, revoke, and what every index does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdall.errors import BadInput, BudgetError
+from holdall.kinds import Hits
+from holdall.vectors.curator_lists import NOTHING, Lists, Own, granted
+from holdall.vectors.curator_rows import Resident
+from holdall.vectors.curator_search import search
+from holdall.vectors.curator_state import Held
+from holdall.vectors.curator_tree import plain
+from holdall.vectors.ids import Ids, listed
+from holdall.vectors.metrics import METRICS, asked, ready
+from holdall.vectors.shelf import Given, Shelf, State
+from holdall.vectors.tenants import Name, chosen, known, named, shared
+
+if TYPE_CHECKING:
+    from holdall.vectors.folder import Change
+    from holdall.vectors.source import Vectors
+
+
+def made(recipe: Any, change: Change, given: Given, tenants: Any) -> None:
+    """Build and commit; BudgetError where what an open index holds would be more than the budget."""
+    vectors, draw = given.vectors, np.random.default_rng(recipe.seed)
+    rows = np.sort(draw.permutation(vectors.count)[: recipe.sample])
+    sample = ready(vectors.take(rows), recipe.metric)
+    held = Held.learn(recipe, sample, vectors.count, vectors.dtype)
+    del sample
+    held = held.entered(block for _, block in vectors.blocks())
+    held = held.granted(shared(tenants, given.ids))
+    least = held.nbytes + vectors.nbytes + given.beside
+    if given.limit is not None and least > given.limit:
+        why = "the vectors, the tree and the lists of all tenants"
+        raise BudgetError(given.limit, least, who=recipe.full_name(), why=why)
+    head = Resident.written(change, vectors.dim, vectors.dtype, (b for _, b in vectors.blocks()))
+    given.commit(change, recipe, (held.sections(), head))
+
+
+class Tenants(Shelf):
+    """What `Curator` opens: nothing is ever found for a tenant but what it was granted."""
+
+    store: Resident | None = None
+
+    def load(self) -> None:
+        self.store = Resident.open(self.folder, self.count, self.store)
+        held = self._held()
+        self.names, self.lists, self._size = held.names, held.lists, held.nbytes
+        self._tree = (plain(held.tree.centroids), held.tree.spread, held.tree.ends)
+        self._filters = (held.filters.words, held.filters.offsets, held.filters.hashes, True)
+        recipe = self.recipe
+        self._settings = (
+            recipe.shortlist, float(recipe.probes), np.float32(recipe.boost), np.float32(recipe.prune),
+            METRICS.index(recipe.metric),
+        )  # fmt: skip
+        self._seen = getattr(self, "_seen", np.zeros(3))
+
+    @property
+    def resident(self) -> Resident:
+        assert self.store is not None  # since it was loaded
+        return self.store
+
+    def _held(self) -> Held:
+        """All of it, as it is on disk."""
+        return Held.of_sections(self.recipe, self.folder, self.count, self.dim, self.resident.rows.dtype)
+
+    def held(self) -> int:
+        return self._size + self.resident.nbytes
+
+    def least(self, own: State) -> int:
+        return int(own[1]["held"])
+
+    @property
+    def tenants(self) -> dict[Name, int]:
+        """How many vectors each tenant may find; those without any are not there."""
+        sizes = np.diff(self.lists.starts)
+        return {name: int(sizes[i]) for name, i in self.names.numbers.items()}
+
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        where: Any = None,
+        recall: float | None = None,
+        *,
+        tenant: Any = None,
+        tenants: str | None = None,
+    ) -> Hits:
+        """The k nearest of each query [Q, D] or [D] among what a tenant was granted; without one, among all.
+
+        tenants: a condition in place of a tenant, as "acme AND NOT trial"; never take it from a tenant. where: as every
+        index. BadInput for a tenant that has nothing, and for k above the vectors that there are.
+        """
+        if recall is not None:
+            self.aimed(recall)
+        wanted = asked(queries, self.dim, self.recipe.metric)
+        if not isinstance(k, int | np.integer) or not 1 <= k <= self.count:
+            raise BadInput("k", k, f"1 to the {self.count} vectors that there are")
+        which = 0 if tenant is None else self.names.number(tenant)
+        keep = self._kept(where)
+        if tenants is not None:
+            mask = chosen(tenants, self.count, self._rows_of)
+            keep = mask if keep is None else keep & mask
+        away, rows = (
+            self._found(wanted, int(k), which) if keep is None else self._among(wanted, int(k), which, keep)
+        )
+        self._counts["queries"] += len(wanted)
+        return Hits(self.ids.at(rows), away)
+
+    def _rows_of(self, name: str) -> np.ndarray:
+        """Of a tenant in a condition, where whole numbers are written like words."""
+        whole = name.removeprefix("-").isdecimal() and any(isinstance(n, int) for n in self.names)
+        return self.lists.own(self.names.number(int(name) if whole else name)).ids
+
+    def find(self, queries: np.ndarray, k: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        return self._found(queries, k, 0) if keep is None else self._among(queries, k, 0, keep)
+
+    def _found(self, queries: np.ndarray, k: int, which: int) -> tuple[np.ndarray, np.ndarray]:
+        found: tuple[np.ndarray, np.ndarray] = search(
+            queries, plain(self.resident.vectors), self._tree, self.lists.arrays, which, self.names.tokens[which],
+            self._filters, self._settings, k, self._seen,
+        )  # fmt: skip
+        return found
+
+    def _among(
+        self, queries: np.ndarray, k: int, which: int, keep: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Through a tree of shortlists that is made for this condition alone."""
+        own = self.lists.own(which)
+        places = np.flatnonzero(keep[own.ids])
+        # where a list is, a part of it has no need to be deeper
+        leaves = own.nodes[np.searchsorted(own.firsts, places, side="right") - 1]
+        numbers = np.arange(len(places), dtype=np.int32)
+        some, nodes, firsts = granted(*NOTHING, numbers, leaves, self._tree[2], self.recipe.shortlist)
+        lists = Lists.of([Own(own.ids[places[some]], nodes, firsts)])
+        found: tuple[np.ndarray, np.ndarray] = search(
+            queries, plain(self.resident.vectors), self._tree, lists.arrays, 0, self.names.tokens[0],
+            (*self._filters[:3], False), self._settings, k, self._seen,
+        )  # fmt: skip
+        return found
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        return ready(self.resident.vectors[rows], self.recipe.metric)
+
+    def grant(self, ids: Any, tenant: Any) -> int:
+        """Let a tenant find these vectors, too; how many are new to it. BadInput for ids that are not there."""
+        name, rows = named(tenant), known(self.ids, ids)
+        mine = self.lists.own(self.names.numbers[name]).ids if name in self.names.numbers else NOTHING.ids
+        new = rows[~np.isin(rows, mine)]
+        if len(new):
+            self._keep(lambda: self._held().granted({name: new}))
+        return len(new)
+
+    def revoke(self, ids: Any, tenant: Any) -> int:
+        """Let a tenant find these no longer; how many of them it could. One that has none left is forgotten."""
+        which = self.names.number(tenant)
+        rows = self.ids.rows(listed(ids))
+        gone = np.intersect1d(rows[rows >= 0], self.lists.own(which).ids)
+        if len(gone):
+            self._keep(lambda: self._held().revoked({which: gone}))
+        return len(gone)
+
+    def _keep(self, made: Callable[[], Held]) -> None:
+        """Commit a change that leaves vectors as they are."""
+        store = self.resident
+        rest = {"rows": store.rows.to_meta(), "pages": store.pages}
+        gone = {} if store.gone is None else {"gone": store.gone}
+        self._change(self.ids, self.attributes, {}, lambda _: self._state(made(), (gone, rest), self.count))
+
+    def _state(self, held: Held, stored: State, count: int) -> State:
+        size = count * self.resident.rows.row_bytes + sum(a.nbytes for a in stored[0].values())
+        return held.sections() | stored[0], stored[1] | {"held": held.nbytes + size}
+
+    def add(self, vectors: Any, ids: Any = None, attributes: Any = None, *, tenants: Any = None) -> None:
+        """Take more. tenants: who may find them: one name for all, or for each a name, a list of names, or None."""
+        if isinstance(tenants, Mapping):
+            raise BadInput(
+                "tenants", "ids by name", "one name, or one, a list or None for each vector; then grant()"
+            )
+        self._added(vectors, ids, attributes, partial(self.grown, tenants=tenants))
+
+    def grown(self, change: Change, vectors: Vectors, room: int | None, tenants: Any = None) -> State:
+        store, count = self.resident, self.count + vectors.count
+        rows = shared(tenants, Ids(count), self.count)
+        new = np.concatenate([b.astype(store.rows.dtype, copy=False) for _, b in vectors.blocks()])
+        held = self._held().entered([new]).granted(rows)
+        if held.outgrown:
+            held = held.again([store.vectors, new])
+        return self._state(held, store.appended(change, self.folder, iter([new])), count)
+
+    def shrunk(self, change: Change, keep: np.ndarray) -> State:
+        store = self.resident
+        held = self._held().left(keep, store.vectors)
+        return self._state(held, store.thinned(change, keep), int(keep.sum()))
+
+    def traffic(self) -> Mapping[str, float]:
+        """As every index, and: touched (ids), distances, lists."""
+        seen = dict(zip(("touched", "distances", "lists"), self._seen.tolist(), strict=True))
+        return {**super().traffic(), **seen}
