@@ -7,6 +7,8 @@ query. Indexes take more vectors and forget some, and a process that is killed l
 
 from holdall.kinds import Hits
 from holdall.vectors.curator import Curator
+from holdall.vectors.documents import Documents
+from holdall.vectors.hpc_colpali import HPCColPali
 from holdall.vectors.ivfpq import IVFPQ
 from holdall.vectors.none import Nothing
 from holdall.vectors.random import Random
@@ -16,4 +18,17 @@ from holdall.vectors.source import Vectors
 from holdall.vectors.spann import SPANN
 from holdall.vectors.superglobal import SuperGlobal
 
-__all__ = ["IVFPQ", "SPANN", "Curator", "Hits", "Nothing", "Random", "RepCONC", "SuperGlobal", "Vectors", "rerank"]
+__all__ = [
+    "IVFPQ",
+    "SPANN",
+    "Curator",
+    "Documents",
+    "HPCColPali",
+    "Hits",
+    "Nothing",
+    "Random",
+    "RepCONC",
+    "SuperGlobal",
+    "Vectors",
+    "rerank",
+]

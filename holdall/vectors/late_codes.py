@@ -1,0 +1,175 @@
+"""From documents to codes: what is learned of a sample, what a document's vectors become, which of them are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdall.errors import BadInput, CorruptArtefact
+from holdall.optional import lazy
+from holdall.parts.codebook import ProductQuantiser, assigned, kmeans
+from holdall.vectors.documents import Documents, split, streamed
+from holdall.vectors.late import Ends, Fine, Sets, distinct
+from holdall.vectors.salience import kept, norms, rarity
+
+if TYPE_CHECKING:
+    from holdall.vectors.hpc_colpali import HPCColPali
+    from holdall.vectors.late_plan import Plan
+    from holdall.vectors.source import Vectors
+
+hamming: Any = lazy("holdall.vectors.hamming", extra="vectors")
+
+ROUNDS = 20
+
+
+@dataclass
+class Codebook:
+    """centroids float32 [2**width, D]; rare [K]: salience of a vector by its centroid."""
+
+    centroids: np.ndarray
+    rare: np.ndarray
+    quantiser: ProductQuantiser | None
+
+    @property
+    def width(self) -> int:
+        return len(self.centroids).bit_length() - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Without the quantiser's."""
+        return self.centroids.nbytes + self.rare.nbytes
+
+    @classmethod
+    def learn(cls, recipe: HPCColPali, given: Vectors, plan: Plan) -> Codebook:
+        x = sample(recipe, given)
+        cosine = recipe.metric == "cosine"
+        centroids = kmeans(x, plan.centroids, seed=recipe.seed, rounds=ROUNDS, spherical=cosine)
+        if recipe.scoring == "hamming" and recipe.labels != "raw":
+            labels = hamming.tree_labels(centroids)
+            if recipe.labels == "swapped":
+                counts = np.bincount(assigned(x, centroids), minlength=plan.centroids)
+                labels = hamming.swapped(labels, centroids, counts)
+            centroids = centroids[np.argsort(labels)]  # a centroid's number is its bits
+        quantiser = None
+        if plan.subspaces:
+            quantiser = ProductQuantiser.learn(x, plan.subspaces, seed=recipe.seed, rounds=ROUNDS)
+        return cls(centroids, np.ones(plan.centroids, np.float32), quantiser)
+
+    @classmethod
+    def read(cls, folder: Any, dim: int, quantiser: ProductQuantiser | None) -> Codebook:
+        centroids, rare = folder.array("centroids", np.float32, 2), folder.array("rare", np.float32, 1)
+        count = len(centroids)
+        fits = centroids.shape[1] == dim and 2 <= count <= 512 and count & (count - 1) == 0
+        fits &= rare.shape == (count,)
+        if not fits or not (np.isfinite(centroids).all() and np.isfinite(rare).all()):
+            raise CorruptArtefact(folder.url, "its centroids contradict each other")
+        return cls(centroids, rare, quantiser)
+
+    def stored(self) -> dict[str, np.ndarray]:
+        return {"centroids": self.centroids, "rare": self.rare}
+
+
+def sample(recipe: HPCColPali, given: Vectors) -> np.ndarray:
+    """float32 [n, D]: vectors to learn from, drawn by lot, none of zeros where there are others."""
+    draw = np.random.default_rng(recipe.seed)
+    if isinstance(given, Documents):
+        there = np.arange(given.rows.count) if given.salience is None else _real(given.salience)
+        x = given.rows.take(np.sort(draw.permutation(there)[: recipe.sample]))
+    else:
+        rows = np.sort(draw.permutation(given.count)[: -(-recipe.sample // recipe.patches)])
+        x = given.take(rows).reshape(-1, given.dim // recipe.patches)
+    x = recipe.made_ready(x)
+    real = x.any(1)
+    return x[real] if real.any() else x
+
+
+def _real(salience: np.ndarray) -> np.ndarray:
+    """Numbers of the vectors that are no padding; of all where there are no others."""
+    found = np.flatnonzero(salience > -np.inf)
+    return found if len(found) else np.arange(len(salience))
+
+
+def coded(
+    recipe: HPCColPali, book: Codebook, given: Vectors, first: bool
+) -> tuple[Codebook, Sets, Fine | None]:
+    """All documents as codes. first: rarity is learned of them, too."""
+    codes, told, fine, sizes = [], [], [], []
+    for part in streamed(given, recipe.patches):
+        rows = part.rows.read(0, part.rows.count)
+        x = recipe.made_ready(rows)
+        codes.append(assigned(x, book.centroids))
+        told.append(weights(recipe, part, rows))
+        sizes.append(np.diff(part.offsets))
+        if book.quantiser is not None:
+            fine.append(book.quantiser.encode(x))
+    flat, offsets = np.concatenate(codes), np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+    if first:
+        book = replace(book, rare=rarity(flat, offsets, len(book.centroids)))
+    salience = np.concatenate(told)
+    salience = np.where(np.isnan(salience), book.rare[flat], salience)
+    keep = kept(salience, offsets, recipe.keep_docs)
+    left = np.concatenate([[0], np.cumsum(np.add.reduceat(keep, offsets[:-1]))])
+    sets = Sets.of(*distinct(flat[keep], left, len(book.centroids)), book.width)
+    if book.quantiser is None:
+        return book, sets, None
+    return book, sets, Fine(book.quantiser, Ends.of(np.diff(left)), np.concatenate(fine)[keep])
+
+
+def weights(recipe: HPCColPali, part: Documents, rows: np.ndarray) -> np.ndarray:
+    """float32 [R]: salience, -inf for padding and for the vectors that `sinks` drops, NaN where the centroid tells
+    it."""
+    if recipe.salience == "given" and part.salience is None:
+        raise BadInput("salience", "none", "a number for each vector, or --salience auto, idf or norm")
+    if part.salience is not None and recipe.salience in ("auto", "given"):
+        found = part.salience.copy()
+    elif recipe.salience == "norm":
+        found = norms(rows)
+    else:
+        found = np.full(len(rows), np.nan, np.float32)
+    if part.salience is not None:
+        found[np.isneginf(part.salience)] = -np.inf
+    found[~rows.any(1)] = -np.inf
+    place = np.arange(len(rows)) - np.repeat(part.offsets[:-1], np.diff(part.offsets))
+    found[place < recipe.sinks] = -np.inf
+    return found
+
+
+def asked(recipe: HPCColPali, book: Codebook, given: Any, dim: int) -> list[np.ndarray]:
+    """float32 [n, D] of each query: its vectors as they are compared, without those that are not salient."""
+    part = questions(recipe, given, dim)
+    if part is None:
+        return []
+    rows = part.rows.read(0, part.rows.count)
+    x, found = recipe.made_ready(rows), weights(recipe, part, rows)
+    codes = None
+    if recipe.scoring == "symmetric" or recipe.keep_query < 1:
+        codes = assigned(x, book.centroids)
+        found = np.where(np.isnan(found), book.rare[codes], found)
+    keep = kept(np.nan_to_num(found, nan=0.0, neginf=-np.inf), part.offsets, recipe.keep_query)
+    if recipe.scoring == "symmetric":
+        fine = book.quantiser
+        x = book.centroids[codes] if fine is None else fine.decode(fine.encode(x))
+    left = np.cumsum(np.add.reduceat(keep, part.offsets[:-1]))
+    return np.split(x[keep], left[:-1])
+
+
+def questions(recipe: HPCColPali, given: Any, dim: int) -> Documents | None:
+    """Queries in any of their forms: documents, a list of arrays [n, D], an array [Q, n, D], or rows as plain
+    vectors are."""
+    from holdall.vectors.metrics import asked as plain
+    from holdall.vectors.source import Vectors
+
+    each = dim // recipe.patches
+    if not isinstance(given, Documents):
+        listed = isinstance(given, list | tuple) and len(given) > 0 and np.ndim(given[0]) == 2
+        if not listed and np.ndim(given) != 3:
+            rows = plain(given, dim, "ip")
+            return split(Vectors.of(rows), recipe.patches, 0, len(rows)) if len(rows) else None
+        if not len(given):
+            return None
+        given = Documents.of(given)
+    if given.dim != each:
+        raise BadInput("queries", f"vectors of {given.dim} numbers", f"of {each}, as the index has")
+    return given
