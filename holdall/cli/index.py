@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from holdall.cli.output import JSON, as_json
+from holdall.cli.tenants import Grant, Revoke, Tenant, Tenants
 
 Source = Annotated[
     str, typer.Argument(metavar="VECTORS", help="A file of vectors (path or URL), or an index to change.")
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
     app.command("index", context_settings=loose)(index)
 
 
+# longer than forty lines, as is `search`: options and the help text are part of the function
 def index(
     context: typer.Context,
     source: Source,
@@ -47,6 +49,10 @@ def index(
     add: Add = None,
     remove: Remove = None,
     tune: Tune = None,
+    tenants: Tenants = None,
+    grant: Grant = None,
+    revoke: Revoke = None,
+    tenant: Tenant = None,
     json: JSON = False,
 ) -> None:
     """Make vectors searchable in a folder, or add some to it, or remove some.
@@ -55,6 +61,9 @@ def index(
     .arrow files, larger than memory too; a column "id" names them, other columns serve `search --where`.
     `holdall index v.index --add more.npy` and `--remove ids.txt` change one, whole or not at all. A build that was
     killed goes on when the same command is given again.
+
+    `holdall index vectors.npy --with vectors.curator --tenants who.csv -o v.index` makes one that tenants share, and
+    `holdall index v.index --grant ids.txt --tenant acme` lets a tenant find more.
     """
     from holdall.cli.knobs import separate
     from holdall.errors import BadInput
@@ -64,10 +73,11 @@ def index(
     if words:
         raise BadInput("argument", words[0], "one file of vectors, and options")
     with Meter() as meter:
-        if add is None and remove is None and (tune is None or output is not None):
+        changes = any(x is not None for x in (add, remove, grant, revoke))
+        if not changes and (tune is None or output is not None):
             if output is None:
                 raise BadInput("output", "none", "-o and a folder, or --add, --remove or --tune for an index")
-            told = _made(source, output, _recipe(with_, options), memory, column, ids, tune)
+            told = _made(source, output, _recipe(with_, options), memory, column, ids, tune, tenants)
         else:
             if options or output is not None:
                 raise BadInput(
@@ -75,7 +85,7 @@ def index(
                     options[0][0] if options else "-o",
                     "none: --add, --remove and --tune change an index",
                 )
-            told = _changed(source, add, remove, column, ids, tune)
+            told = _changed(source, add, remove, column, ids, tune, (tenants, grant, revoke, tenant))
     told |= {"seconds": meter.seconds, "cpu_seconds": meter.cpu_seconds, "peak_bytes": meter.peak_bytes}
     if json:
         as_json(told)
@@ -106,10 +116,15 @@ def _made(
     column: str | None,
     ids: str | None,
     tune: str | None,
+    tenants: str | None,
 ) -> dict[str, Any]:
+    from holdall.cli.tenants import given
+
     with method.source(source, column) as vectors:
         names = None if ids is None else listed(ids)
-        with method.build(vectors, memory, names, to=output) as made:
+        called = vectors.ids if names is None else names
+        who = given(method, tenants, source, called is not None and called.dtype.kind == "U")
+        with method.build(vectors, memory, names, to=output, **who) as made:
             _tuned(made, tune)
             return {
                 "index": output,
@@ -120,8 +135,16 @@ def _made(
 
 
 def _changed(
-    url: str, add: str | None, remove: str | None, column: str | None, ids: str | None, tune: str | None
+    url: str,
+    add: str | None,
+    remove: str | None,
+    column: str | None,
+    ids: str | None,
+    tune: str | None,
+    rights: tuple[str | None, ...],
 ) -> dict[str, Any]:
+    """rights: --tenants, --grant, --revoke, --tenant."""
+    from holdall.cli.tenants import changed, joining
     from holdall.vectors.building import opened
 
     with opened(url) as there:
@@ -130,7 +153,9 @@ def _changed(
         if add is not None:
             with there.recipe.source(add, column) as vectors:
                 names = None if ids is None else listed(ids, there.ids.text)
-                there.add(vectors, names, vectors.attributes() if there.attributes is not None else None)
+                table = vectors.attributes() if there.attributes is not None else None
+                there.add(vectors, names, table, **joining(there, rights[0], rights[3], add))
+        told = changed(there, *rights[1:])
         _tuned(there, tune)
         method = there.recipe.full_name()
         return {
@@ -138,6 +163,7 @@ def _changed(
             "method": method,
             "added": there.count - before,
             "removed": gone,
+            **told,
             **_told(there),
         }
 
@@ -160,7 +186,8 @@ def _told(made: Any) -> dict[str, Any]:
 def _line(told: dict[str, Any]) -> str:
     from holdall.errors import human_bytes
 
-    change = f"  {told['added']:,} added, {told['removed']:,} removed" if "added" in told else ""
+    names = [n for n in ("added", "removed", "granted", "revoked") if n in told]
+    change = "  " + ", ".join(f"{told[n]:,} {n}" for n in names) if names else ""
     sizes = f"memory {human_bytes(told['memory_bytes'])}, disk {human_bytes(told['disk_bytes'])}"
     return (
         f"{told['index']}: {told['count']:,} vectors of {told['dim']}{change}  {sizes}  {told['method']}  "

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from holdall.cli.output import JSON, as_json, table
+from holdall.cli.tenants import Condition, Whose
 
 IndexPath = Annotated[
     str, typer.Argument(metavar="INDEX", help="A folder that `holdall index` wrote, or its URL.")
@@ -37,6 +38,8 @@ def search(
     k: K = 10,
     where: Where = None,
     recall: Recall = None,
+    tenant: Whose = None,
+    tenants: Condition = None,
     memory: Memory = None,
     output: Out = None,
     json: JSON = False,
@@ -45,14 +48,17 @@ def search(
 
     `holdall search v.index queries.npy -k 10 --recall 0.95 --where "lang = 'en'"`. Distances are Euclidean, 1 - cosine,
     or minus the inner product, as the index was built; fewer than k are found where a condition leaves fewer.
+    `--tenant acme` finds only what acme was granted.
     """
+    from holdall.cli.tenants import asked as who
     from holdall.errors import BadInput
     from holdall.vectors.building import opened
 
     if output is not None and not output.lower().endswith((".npz", ".npy")):
         raise BadInput("output", output, "a .npz or .npy file")
-    more = {} if recall is None else {"recall": recall}
+    more: dict[str, Any] = {} if recall is None else {"recall": recall}
     with opened(index, memory) as there, there.recipe.source(queries) as asked:
+        more |= who(there, tenant, tenants)
         found = [
             there.search(asked.cut(a, min(a + _BATCH, asked.count)), k, where, **more)
             for a in range(0, asked.count, _BATCH)

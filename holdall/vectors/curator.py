@@ -65,6 +65,7 @@ class Curator(VectorIndex):
 
     name: ClassVar[str] = "curator"
     gives_vectors: ClassVar[bool] = True
+    tenanted: ClassVar[bool] = True  # what the command line asks before it tells of tenants
     skips: ClassVar[Mapping[str, str]] = {
         "check_beats_the_floors": "it holds all vectors, and a random share of as many bytes is all of them, too",
     }
