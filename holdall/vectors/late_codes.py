@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -94,27 +95,44 @@ def _real(salience: np.ndarray) -> np.ndarray:
 def coded(
     recipe: HPCColPali, book: Codebook, given: Vectors, first: bool
 ) -> tuple[Codebook, Sets, Fine | None]:
-    """All documents as codes. first: rarity is learned of them, too."""
-    codes, told, fine, sizes = [], [], [], []
+    """All documents as codes, a block at a time. first: rarity is learned of them, too; in a pass of its own where it
+    says what is kept."""
+    if first and recipe.keep_docs < 1 and recipe.salience in ("auto", "idf"):
+        plain = recipe.but(keep_docs=1.0)
+        parts = (_kept_codes(plain, book, part)[0] for part in streamed(given, recipe.patches))
+        book = _rare(book, parts, given.count)
+    codes, counts, fine, sizes = [], [], [], []
     for part in streamed(given, recipe.patches):
-        rows = part.rows.read(0, part.rows.count)
-        x = recipe.made_ready(rows)
-        codes.append(assigned(x, book.centroids))
-        told.append(weights(recipe, part, rows))
-        sizes.append(np.diff(part.offsets))
-        if book.quantiser is not None:
-            fine.append(book.quantiser.encode(x))
-    flat, offsets = np.concatenate(codes), np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-    if first:
-        book = replace(book, rare=rarity(flat, offsets, len(book.centroids)))
-    salience = np.concatenate(told)
-    salience = np.where(np.isnan(salience), book.rare[flat], salience)
-    keep = kept(salience, offsets, recipe.keep_docs)
-    left = np.concatenate([[0], np.cumsum(np.add.reduceat(keep, offsets[:-1]))])
-    sets = Sets.of(*distinct(flat[keep], left, len(book.centroids)), book.width)
+        (flat, each), left, product = _kept_codes(recipe, book, part)
+        codes.append(flat)
+        counts.append(each)
+        sizes.append(left)
+        fine.append(product)
+    if first and recipe.keep_docs == 1:
+        book = _rare(book, zip(codes, counts, strict=True), given.count)
+    sets = Sets.of(np.concatenate(codes), np.concatenate(counts), book.width)
     if book.quantiser is None:
         return book, sets, None
-    return book, sets, Fine(book.quantiser, Ends.of(np.diff(left)), np.concatenate(fine)[keep])
+    return book, sets, Fine(book.quantiser, Ends.of(np.concatenate(sizes)), np.concatenate(fine))
+
+
+def _rare(book: Codebook, parts: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> Codebook:
+    held = sum(np.bincount(flat, minlength=len(book.centroids)) for flat, _ in parts)
+    return replace(book, rare=rarity(np.asarray(held), count))
+
+
+def _kept_codes(
+    recipe: HPCColPali, book: Codebook, part: Documents
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """(`distinct` codes of what is kept, vectors that each document keeps, product codes of these)."""
+    rows = part.rows.read(0, part.rows.count)
+    x = recipe.made_ready(rows)
+    codes, told = assigned(x, book.centroids), weights(recipe, part, rows)
+    keep = kept(np.where(np.isnan(told), book.rare[codes], told), part.offsets, recipe.keep_docs)
+    sizes = np.add.reduceat(keep, part.offsets[:-1])
+    left = np.concatenate([[0], np.cumsum(sizes)])
+    fine = np.zeros((0, 1), np.uint8) if book.quantiser is None else book.quantiser.encode(x[keep])
+    return distinct(codes[keep], left, len(book.centroids)), sizes, fine
 
 
 def weights(recipe: HPCColPali, part: Documents, rows: np.ndarray) -> np.ndarray:

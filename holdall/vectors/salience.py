@@ -28,9 +28,6 @@ def norms(rows: np.ndarray) -> np.ndarray:
     return np.linalg.norm(rows.astype(np.float32), axis=1)
 
 
-def rarity(codes: np.ndarray, offsets: np.ndarray, centroids: int) -> np.ndarray:
-    """float32 [K]: log((N + 1) / (documents with a vector of that centroid + 1))."""
-    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    pairs = np.unique(owner * centroids + codes)
-    held = np.bincount(pairs % centroids, minlength=centroids)
-    return np.log(len(offsets) / (held + 1)).astype(np.float32)
+def rarity(held: np.ndarray, count: int) -> np.ndarray:
+    """float32 [K]: log((N + 1) / (n + 1)), where n of N documents have a vector of that centroid."""
+    return np.log((count + 1) / (held + 1)).astype(np.float32)
