@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
-BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors_superglobal
+BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors_superglobal vectors_colpali
 
 .PHONY: demo test lint format bench docs clean $(addprefix bench-,$(BENCHES))
 
