@@ -221,8 +221,9 @@ class Searcher(ABC):
         """Bytes that it holds in memory, all tables included; what it reads from disk passes by."""
 
     @abstractmethod
-    def search(self, queries: Any, k: int = 10, where: Any = None) -> Hits:
-        """The k nearest of each query. where: ids, or a condition on attributes; nothing else is ever found."""
+    def search(self, queries: Any, k: int = 10, where: Any = None, recall: float | None = None) -> Hits:
+        """The k nearest of each query. where: ids, or a condition on attributes; nothing else is ever found. recall:
+        the share of the nearest to find, as it was measured; BadInput where none was. 1 looks at everything."""
 
     @abstractmethod
     def add(self, vectors: Any, ids: Any = None) -> None:

@@ -83,11 +83,12 @@ class Numbered(Shelf):
         return rows
 
     def aimed(self, recall: float) -> Any:
-        """The method with the cheapest knobs that found that share; above what was measured all is looked at."""
+        """The method with the cheapest knobs that found that share; above what was measured, and for 1, all is looked
+        at."""
         if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
             raise BadInput("recall", recall, "a share of the nearest, above 0 and up to 1")
         for probes, rerank, _, share in self.recalls:
-            if share >= recall:
+            if share >= recall and recall < 1:
                 return self.recipe.but(probes=int(probes), rerank=rerank)
         return self.recipe.but(**self.all_of_it)
 

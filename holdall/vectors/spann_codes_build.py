@@ -98,8 +98,8 @@ def built(recipe: SPANN, change: Change, given: Given, cells: int, parts: int) -
         made = Heads.sections(kmeans(x, cells, seed=recipe.seed, rounds=10), False, recipe.seed)
         owners = Heads(made).nearest(x, 1)[1][:, 0]
         coder = Coder.learn(x, owners, Heads.decoded(made), parts, recipe.seed)
-        told = {"reach": np.array([survey.reach]), "kind": np.zeros(0, survey.dtype)}
-        work.finish("learned", {**made, "turn": coder.turn, "tables": coder.tables, **told})
+        learned = {"turn": coder.turn, "tables": coder.tables, "reach": np.array([survey.reach])}
+        work.finish("learned", {**made, **learned, "kind": np.zeros(0, survey.dtype)})
     made = work.arrays("learned")
     reach, entries = float(made.pop("reach")[0]), Entries("vectors-1", vectors.dim, made.pop("kind").dtype)
     blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in blocks_of(recipe, vectors))

@@ -46,8 +46,8 @@ def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
         survey = Survey.of(recipe, vectors)
         x = headed(recipe, work, vectors, heads, survey.reach)
         made = Heads.sections(x, survey.dtype == np.uint8 and recipe.metric == "l2", recipe.seed)
-        told = {"reach": np.array([survey.reach]), "kind": np.zeros(0, survey.dtype)}
-        work.finish("heads", {**made, **told})
+        more = {"reach": np.array([survey.reach]), "kind": np.zeros(0, survey.dtype)}
+        work.finish("heads", {**made, **more})
     made = work.arrays("heads")
     reach, dtype = float(made.pop("reach")[0]), made.pop("kind").dtype
     blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in blocks_of(recipe, vectors))
@@ -55,8 +55,7 @@ def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
         recipe, change, work, "lists-1", made, blocks, vectors.count, reach, vectors.dim, dtype
     )
     told = {"lists": lists.to_meta(), "reach": reach, "stored": vectors.count, "spacing": spacing}
-    told["share"] = len(made["heads"]) / vectors.count
-    return {**made, **lists.sections()}, told
+    return {**made, **lists.sections()}, told | {"share": len(made["heads"]) / vectors.count}
 
 
 def spread(
@@ -77,10 +76,10 @@ class Postings(Numbered):
 
     def load(self) -> None:
         super().load()
-        told = [self.folder.meta.get(n) for n in ("spacing", "share")]
-        if [type(n) for n in told] != [float, float]:
+        spacing, share = self.folder.meta.get("spacing"), self.folder.meta.get("share")
+        if type(spacing) is not float or type(share) is not float:
             raise CorruptArtefact(self.folder.url, "it does not say how far apart its heads are")
-        self.spacing, self.share = map(float, told)  # share of heads, when it was built
+        self.spacing, self.share = spacing, share  # share of heads, when it was built
         self.heads = Heads.of_sections(self.folder, self.dim + (self.recipe.metric == "ip"))
         self.lists = Lists.of_sections(self.folder, self.dim, self.heads.count)
 
@@ -93,7 +92,7 @@ class Postings(Numbered):
 
     def settings(self) -> list[tuple[dict[str, Any], float]]:
         each = float(self.lists.counts.mean()) if self.lists.count else 0.0
-        tried = [p for p in (2, 4, 8, 16, 32, 64, 128, 256) if p <= 2 * self.heads.count]
+        tried = [p for p in (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256) if p <= 2 * self.heads.count]
         return [({"probes": p}, p * (_READ + each * _LOOK)) for p in tried]
 
     def searched(
