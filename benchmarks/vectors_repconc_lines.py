@@ -6,13 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import faiss
 import numpy as np
 import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
-TEXTS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "text"
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+TEXTS, VECTORS = DATA / "text", DATA / "vectors"
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,27 @@ def dense(
 def reciprocal_rank(found: np.ndarray, wanted: np.ndarray) -> float:
     right = found == wanted[:, None]
     return float(np.where(right.any(1), 1 / (right.argmax(1) + 1), 0).mean())
+
+
+def classics(data: Task, asked: np.ndarray, documents: np.ndarray, parts: int) -> dict[str, float]:
+    """faiss on the vectors of the encoder that nobody trained further, `parts` bytes each."""
+    dim, rows = documents.shape[1], {}
+    for name, made in {
+        "pq": faiss.IndexPQ(dim, parts, 8, faiss.METRIC_INNER_PRODUCT),
+        "opq": faiss.index_factory(dim, f"OPQ{parts},PQ{parts}x8", faiss.METRIC_INNER_PRODUCT),
+        "itq": faiss.index_factory(dim, f"ITQ{8 * parts},LSH"),
+    }.items():
+        made.train(documents)
+        made.add(documents)
+        rows[name] = reciprocal_rank(made.search(asked, 10)[1], data.wanted)
+    return rows
+
+
+def sets(which: str) -> tuple[np.ndarray, np.ndarray, int, str]:
+    """(vectors, queries, bytes of a code, metric)."""
+    if which == "sift":
+        base, queries = (np.load(VECTORS / f"sift_{n}.npy") for n in ("base", "query"))
+        return base, queries, 32, "l2"
+    words = np.load(VECTORS / "glove100.npy").astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(words))
+    return words[order[1000:]], words[order[:1000]], 25, "cosine"

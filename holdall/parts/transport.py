@@ -83,6 +83,16 @@ def capped(shares: Tensor, most: int) -> Tensor:
 
 
 def _placed(shares: Tensor, most: int) -> Tensor:
+    from holdall.parts.placing import placed
+
+    order = shares.sort(dim=-1, descending=True, stable=True).indices
+    codes = torch.empty(len(shares), dtype=torch.long)
+    placed(shares.cpu().double().numpy(), order.cpu().numpy(), most, codes.numpy())
+    return codes.to(shares.device)
+
+
+def naive_placed(shares: Tensor, most: int) -> Tensor:
+    """The same by rounds, in which all who were turned away ask at once."""
     open_to = shares.clone()
     while True:
         codes = open_to.argmax(-1)

@@ -1,0 +1,254 @@
+"""RepCONC: the card's four lines, and codes of vectors alone beside faiss at equal bytes.
+
+    OMP_NUM_THREADS=1 python benchmarks/vectors_repconc.py                            (some 40 minutes of one core)
+    OMP_NUM_THREADS=1 python benchmarks/vectors_repconc.py --parts codes --sets glove
+
+Parts: `ranks` (WikiText-2 passages; queries are sentences with 40 % of their words gone; TF-IDF, SVD and a small
+network in front; MRR@10 of queries that nothing was learned from, for codes of 8 bytes: faiss's PQ, OPQ and ITQ,
+training with nearest codes, RepCONC, and the vectors whole), by seeds; `search` (a tenth of the lists, and bytes);
+`transport` (how even codes are by smoothing, rounds and limit, and what it takes beside POT); `codes` (recall@10 of 32
+bytes on SIFT and 25 on GloVe, beside faiss on the same vectors); `tuned` (entries and a map of queries tuned on near
+neighbours, on vectors alone). Results are merged row by row into results/vectors_repconc.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import nn
+from vectors_repconc_lines import Encoder, Task, classics, dense, paragraphs, reciprocal_rank, sets, task
+
+from holdall.parts.transport import capped, imbalance, shares
+from holdall.report import provenance
+from holdall.vectors import IVFPQ, RepCONC
+from holdall.vectors.quality import recall
+from holdall.vectors.repconc_cache import embedded
+from holdall.vectors.repconc_codes import Quantiser
+from holdall.vectors.repconc_joint import Joint, Trained
+from holdall.vectors.repconc_tables import learned
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "vectors_repconc.json"
+PARTS, ENTRIES = 8, 256
+METHOD = RepCONC(metric="ip", parts=PARTS, entries=ENTRIES, probes=1.0)
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
+    print(f"{name:36s}{told}", flush=True)
+
+
+def keep(part: str, name: str, row: dict[str, Any], args: argparse.Namespace) -> None:
+    """One row, at once: what was measured stays when a later row is stopped."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    told = provenance(**{k: v for k, v in vars(args).items() if k not in ("parts", "sets")})
+    found.setdefault(part, {"rows": {}})["rows"][name] = row
+    found[part]["provenance"] = told
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    show(f"{part}, {name}", row)
+
+
+def whole(data: Task, asked: torch.Tensor, documents: torch.Tensor) -> float:
+    return reciprocal_rank((asked @ documents.T).topk(10).indices.numpy(), data.wanted)
+
+
+def rank(data: Task, made: Trained, probes: float = 1.0) -> float:
+    with made.index(data.documents) as index:
+        index.recipe = index.recipe.but(probes=probes)
+        return reciprocal_rank(index.search(made.vectors(data.asked), 10).ids, data.wanted)
+
+
+def joint(args: argparse.Namespace, seed: int, **more: Any) -> Joint:
+    how = Joint(
+        batch=1024, chunk=1024, epochs=args.epochs, second=args.second, rate=3e-4, entries_rate=5e-3, pull=args.pull,
+        negatives=None, seed=seed,
+    )  # fmt: skip
+    return how.but(**more)
+
+
+def started(args: argparse.Namespace, seed: int) -> tuple[Task, nn.Module]:
+    data = task(paragraphs(), args.each, seed)
+    torch.manual_seed(seed)
+    return data, dense(Encoder(), data, 12, seed).eval()
+
+
+def ranks(args: argparse.Namespace) -> None:
+    for seed in range(args.seeds):
+        data, encoder = started(args, seed)
+        asked, documents = embedded(encoder, data.asked), embedded(encoder, data.documents)
+        row: dict[str, Any] = {"passages": len(documents), "dense": whole(data, asked, documents)}
+        row |= classics(data, asked.numpy(), documents.numpy(), PARTS)
+        for name, more in {"nearest": {"balanced": False}, "repconc": {}}.items():
+            begun = time.process_time()
+            given = (encoder, data.queries, data.documents, data.pairs)
+            made = METHOD.train(*given, joint(args, seed, **more))
+            told = [r for n, r in made.report.rows.items() if n.startswith("joint")][-1]
+            row[name] = rank(data, made)
+            row[f"{name}, vectors whole"] = whole(
+                data, embedded(made.queries, data.asked), embedded(made.documents, data.documents)
+            )
+            row |= {f"{name}, {k}": round(told[k], 4) for k in ("imbalance", "apart", "bits")}
+            row |= {f"{name}, seconds": time.process_time() - begun, f"{name}, kept": made.best}
+            if name == "repconc":
+                search(args, seed, data, made)
+        best = max(row["opq"], row["pq"])
+        row["gap closed"] = (row["repconc"] - best) / (row["dense"] - best)
+        keep("ranks", f"seed {seed}", row, args)
+
+
+def search(args: argparse.Namespace, seed: int, data: Task, made: Trained) -> None:
+    """The card's (3) and (4), on what `ranks` has trained."""
+    with tempfile.TemporaryDirectory() as folder, made.index(data.documents, to=f"{folder}/v") as index:
+        tables = made.tables
+        size = sum(p.stat().st_size for p in Path(folder, "v").iterdir())
+        lists = index.folder.arrays["centroids"]
+        kept = [a.nbytes for a in (tables.entries, tables.rotation, tables.coding, lists) if a is not None]
+        row: dict[str, Any] = {
+            "file": size, "codes": index.count * PARTS, "tables and centroids": sum(kept), "lists": len(lists),
+            "lists of rows": index.folder.arrays["owners"].nbytes, "memory": index.nbytes,
+        }  # fmt: skip
+        row["other bytes"] = size - sum(row[n] for n in ("codes", "tables and centroids", "lists of rows"))
+        before = 0.0
+        for probes in (1.0, 0.2, 0.1, 0.05):
+            index.recipe = index.recipe.but(probes=probes)
+            hits = index.search(made.vectors(data.asked), 10)
+            scored = index.traffic()["distances"]
+            row[f"mrr at {probes:g}"] = reciprocal_rank(hits.ids, data.wanted)
+            row[f"scored at {probes:g}"] = (scored - before) / len(data.asked) / index.count
+            before = scored
+    keep("search", f"seed {seed}", row, args)
+
+
+def transport(args: argparse.Namespace) -> None:
+    data, encoder = started(args, 0)
+    x = embedded(encoder, data.documents)[:2048]
+    starts = {"k-means": learned(x.numpy(), PARTS, 1, ENTRIES, 10), "half of them far": None}
+    far = learned(x.numpy(), PARTS, 1, ENTRIES, 10)
+    far.entries[:, :, ENTRIES // 2 :] += 1.0
+    starts["half of them far"] = far
+    for start, tables in starts.items():
+        costs = Quantiser(tables).away(x)
+        row = {"nearest": float(imbalance(costs.argmin(-1), ENTRIES).mean())}
+        for smoothing in (0.05, 0.01, 0.003, 0.001):
+            found = shares(costs, smoothing)
+            row[f"{smoothing:g}"] = float(imbalance(found.argmax(-1), ENTRIES).mean())
+            row[f"{smoothing:g}, limited"] = float(imbalance(capped(found, 8), ENTRIES).mean())
+        keep("transport", start, row, args)
+    times = {"own, 100 rounds": lambda: shares(costs), "own, slack .01": lambda: shares(costs, slack=0.01)}
+    try:
+        import ot
+
+        even = np.full(len(x), 1 / len(x)), np.full(ENTRIES, 1 / ENTRIES)
+        tables = [((c - c.mean()) / (c.max() - c.mean())).double().numpy() for c in costs]
+        times["POT, 100 rounds"] = lambda: [
+            ot.sinkhorn(*even, c, 0.003, numItermax=100, stopThr=0, warn=False) for c in tables
+        ]
+    except ImportError:
+        print("POT is not there: its time is left out")
+    row = {}
+    for name, act in times.items():
+        begun = time.process_time()
+        act()
+        row[name] = time.process_time() - begun
+    keep("transport", "CPU seconds, 8 x 2048 x 256", row, args)
+
+
+def codes(args: argparse.Namespace) -> None:
+    for which in args.sets:
+        base, queries, parts, metric = sets(which)
+        x, asked = base.astype(np.float32), queries.astype(np.float32)
+        if metric == "cosine":
+            x, asked = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, asked))
+        _, wanted = faiss.knn(asked, x, 10)
+        dim = x.shape[1]
+        for name in (f"PQ{parts}x8", f"OPQ{parts},PQ{parts}x8", f"IVF1024,PQ{parts}x8"):
+            begun, made = time.process_time(), faiss.index_factory(dim, name)
+            made.train(x)
+            made.add(x)
+            if name.startswith("IVF"):
+                made.nprobe = 1024
+            built = time.process_time() - begun
+            begun, found = time.process_time(), made.search(asked, 10)[1]
+            spent = 1000 * (time.process_time() - begun) / len(asked)
+            size = len(faiss.serialize_index(made))
+            row = {"recall": recall(found, wanted), "bytes": size, "build": built, "ms a query": spent}
+            keep("codes", f"{which}, faiss {name}", row | {"vectors": len(x), "code": parts}, args)
+        ways = {
+            "repconc": RepCONC(metric=metric, parts=parts // 2 * 2, probes=1.0),
+            "repconc, one list": RepCONC(metric=metric, parts=parts // 2 * 2, lists=1),
+            "repconc, a tenth of the lists": RepCONC(metric=metric, parts=parts // 2 * 2),
+            "repconc, one layer": RepCONC(metric=metric, parts=parts, layers=1, probes=1.0),
+            "vectors.ivfpq": IVFPQ(metric=metric, parts=parts, probes=10**6),
+        }
+        for name, method in ways.items():
+            begun = time.process_time()
+            with method.build(base) as index:
+                built, begun = time.process_time() - begun, time.process_time()
+                found = index.search(queries, 10).ids
+                spent = 1000 * (time.process_time() - begun) / len(queries)
+                row = {
+                    "recall": recall(found, wanted),
+                    "bytes": index.nbytes,
+                    "build": built,
+                    "ms a query": spent,
+                }
+            keep("codes", f"{which}, {name}", row | {"vectors": len(x), "code": method.parts}, args)
+
+
+def tuned(args: argparse.Namespace) -> None:
+    """Near neighbours as pairs: 4,000 vectors are queries, each with the ten nearest of 30,000 others."""
+    base, queries, parts, metric = sets("sift")
+    x = torch.tensor(base[np.random.default_rng(0).permutation(len(base))[:34_000]].astype(np.float32))
+    documents, learn, ask = x[:30_000], x[30_000:], torch.tensor(queries.astype(np.float32))
+    near, wanted = (faiss.knn(q.numpy(), documents.numpy(), 10)[1] for q in (learn, ask))
+    pairs = np.stack([np.repeat(np.arange(len(learn)), 10), near.reshape(-1)], 1)
+    method = RepCONC(metric=metric, parts=parts, rotation="none", probes=1.0)
+    for name, rate in {"start": 0.0, "tuned, .01": 0.01, "tuned, .1": 0.1, "tuned, 1": 1.0}.items():
+        turn = nn.Linear(128, 128, bias=False)
+        nn.init.eye_(turn.weight)
+        how = Joint(
+            epochs=0, second=3 if rate else 0, batch=1024, rate=max(1e-5, 1e-3 * rate), entries_rate=rate or 1.0,
+            temperature=5000.0, negatives=30, held=0.1,
+        )  # fmt: skip
+        made = method.train((turn, nn.Identity()), learn, documents, pairs, how)
+        with made.index(documents) as index:
+            found = index.search(made.vectors(ask), 10).ids
+        told = {n: round(r["mrr"], 4) for n, r in made.report.rows.items()}
+        keep(
+            "tuned",
+            name,
+            {"recall": recall(found, wanted), "kept": made.best, "held out mrr": str(told)},
+            args,
+        )
+
+
+EACH = {"ranks": ranks, "transport": transport, "codes": codes, "tuned": tuned}
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--parts", type=lambda t: t.split(","), default=list(EACH))
+    ask.add_argument("--sets", type=lambda t: t.split(","), default=["sift", "glove"])
+    ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--each", type=int, default=4, help="queries of each passage, to learn from")
+    ask.add_argument("--epochs", type=int, default=6)
+    ask.add_argument("--second", type=int, default=3)
+    ask.add_argument("--pull", type=float, default=0.05)
+    args = ask.parse_args()
+    warnings.simplefilter("always")
+    torch.set_num_threads(1)
+    for part in args.parts:
+        EACH[part](args)
+
+
+if __name__ == "__main__":
+    main()
