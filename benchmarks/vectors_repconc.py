@@ -5,16 +5,16 @@
 
 Parts: `ranks` (WikiText-2 passages; queries are sentences with 40 % of their words gone; TF-IDF, SVD and a small
 network in front; MRR@10 of queries that nothing was learned from, for codes of 8 bytes: faiss's PQ, OPQ and ITQ,
-training with nearest codes, RepCONC, and the vectors whole), by seeds; `search` (a tenth of the lists, and bytes);
-`transport` (how even codes are by smoothing, rounds and limit, and what it takes beside POT); `codes` (recall@10 of 32
-bytes on SIFT and 25 on GloVe, beside faiss on the same vectors); `tuned` (entries and a map of queries tuned on near
-neighbours, on vectors alone). Results are merged row by row into results/vectors_repconc.json.
+training with nearest codes, RepCONC, and the vectors whole), by seeds, along with `search` (a tenth of the lists, and
+bytes); `constraint` (both trainings with the paper's lambda); `transport` (how even codes are by smoothing and limit,
+and what it takes beside POT); `codes` (recall@10 of 32 bytes on SIFT and 25 on GloVe, beside faiss on the same
+vectors); `tuned` (entries and a map of queries tuned on near neighbours, on vectors alone). Results are merged row by
+row into results/vectors_repconc.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 import warnings
@@ -25,10 +25,9 @@ import faiss
 import numpy as np
 import torch
 from torch import nn
-from vectors_repconc_lines import Encoder, Task, classics, dense, paragraphs, reciprocal_rank, sets, task
+from vectors_repconc_lines import Task, classics, keep, reciprocal_rank, sets, started, whole
 
 from holdall.parts.transport import capped, imbalance, shares
-from holdall.report import provenance
 from holdall.vectors import IVFPQ, RepCONC
 from holdall.vectors.quality import recall
 from holdall.vectors.repconc_cache import embedded
@@ -36,29 +35,8 @@ from holdall.vectors.repconc_codes import Quantiser
 from holdall.vectors.repconc_joint import Joint, Trained
 from holdall.vectors.repconc_tables import learned
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "vectors_repconc.json"
 PARTS, ENTRIES = 8, 256
 METHOD = RepCONC(metric="ip", parts=PARTS, entries=ENTRIES, probes=1.0)
-
-
-def show(name: str, row: dict[str, Any]) -> None:
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{name:36s}{told}", flush=True)
-
-
-def keep(part: str, name: str, row: dict[str, Any], args: argparse.Namespace) -> None:
-    """One row, at once: what was measured stays when a later row is stopped."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    told = provenance(**{k: v for k, v in vars(args).items() if k not in ("parts", "sets")})
-    found.setdefault(part, {"rows": {}})["rows"][name] = row
-    found[part]["provenance"] = told
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    show(f"{part}, {name}", row)
-
-
-def whole(data: Task, asked: torch.Tensor, documents: torch.Tensor) -> float:
-    return reciprocal_rank((asked @ documents.T).topk(10).indices.numpy(), data.wanted)
 
 
 def rank(data: Task, made: Trained, probes: float = 1.0) -> float:
@@ -73,12 +51,6 @@ def joint(args: argparse.Namespace, seed: int, **more: Any) -> Joint:
         negatives=None, seed=seed,
     )  # fmt: skip
     return how.but(**more)
-
-
-def started(args: argparse.Namespace, seed: int) -> tuple[Task, nn.Module]:
-    data = task(paragraphs(), args.each, seed)
-    torch.manual_seed(seed)
-    return data, dense(Encoder(), data, 12, seed).eval()
 
 
 def ranks(args: argparse.Namespace) -> None:
@@ -103,6 +75,20 @@ def ranks(args: argparse.Namespace) -> None:
         best = max(row["opq"], row["pq"])
         row["gap closed"] = (row["repconc"] - best) / (row["dense"] - best)
         keep("ranks", f"seed {seed}", row, args)
+
+
+def constraint(args: argparse.Namespace) -> None:
+    """With little to hold vectors at their codes (the paper's lambda), and entries that move quickly: who collapses."""
+    data, encoder = started(args, 0)
+    given = encoder, data.queries, data.documents, data.pairs
+    for name, more in {"nearest": {"balanced": False}, "balanced": {}}.items():
+        made = METHOD.train(*given, joint(args, 0, second=0, pull=1e-4, entries_rate=0.02, **more))
+        told = [r for n, r in made.report.rows.items() if n.startswith("joint")]
+        row = {
+            n: round(told[-1][n], 4)
+            for n in ("imbalance", "nearest_imbalance", "apart", "bits", "mrr", "pull")
+        }
+        keep("constraint", name, row | {"kept": made.best, "mrr, asked": rank(data, made)}, args)
 
 
 def search(args: argparse.Namespace, seed: int, data: Task, made: Trained) -> None:
@@ -231,7 +217,7 @@ def tuned(args: argparse.Namespace) -> None:
         )
 
 
-EACH = {"ranks": ranks, "transport": transport, "codes": codes, "tuned": tuned}
+EACH = {"ranks": ranks, "constraint": constraint, "transport": transport, "codes": codes, "tuned": tuned}
 
 
 def main() -> None:

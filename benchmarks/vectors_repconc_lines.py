@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -13,6 +16,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
+from holdall.report import provenance
+
+RESULTS = Path(__file__).resolve().parent / "results" / "vectors_repconc.json"
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 TEXTS, VECTORS = DATA / "text", DATA / "vectors"
 
@@ -131,3 +137,28 @@ def sets(which: str) -> tuple[np.ndarray, np.ndarray, int, str]:
     words = np.load(VECTORS / "glove100.npy").astype(np.float32)
     order = np.random.default_rng(0).permutation(len(words))
     return words[order[1000:]], words[order[:1000]], 25, "cosine"
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
+    print(f"{name:36s}{told}", flush=True)
+
+
+def keep(part: str, name: str, row: dict[str, Any], args: argparse.Namespace) -> None:
+    """One row, at once: what was measured stays when a later row is stopped."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    told = provenance(**{k: v for k, v in vars(args).items() if k not in ("parts", "sets")})
+    found.setdefault(part, {"rows": {}})["rows"][name] = row
+    found[part]["provenance"] = told
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    show(f"{part}, {name}", row)
+
+
+def whole(data: Task, asked: torch.Tensor, documents: torch.Tensor) -> float:
+    return reciprocal_rank((asked @ documents.T).topk(10).indices.numpy(), data.wanted)
+
+
+def started(args: argparse.Namespace, seed: int) -> tuple[Task, nn.Module]:
+    data = task(paragraphs(), args.each, seed)
+    torch.manual_seed(seed)
+    return data, dense(Encoder(), data, 12, seed).eval()
