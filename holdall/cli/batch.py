@@ -7,11 +7,9 @@ from typing import Any
 
 from holdall.errors import BadInput, HoldallError
 from holdall.files import is_local, local_path
-from holdall.optional import need
+from holdall.parts.workers import known, prepared
 from holdall.places import is_folder, size
 from holdall.progress import track
-
-ENGINES = ("processes", "ray")
 
 
 def outputs(inputs: Sequence[str], output: str | None) -> list[str]:
@@ -73,14 +71,10 @@ def each(
     work: Callable[[Any], dict[str, Any]], calls: Sequence[Any], jobs: int, engine: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Results in order, and the faults of those that failed; one failure stops nobody else."""
-    if engine not in ENGINES:
-        raise BadInput("--engine", engine, " or ".join(ENGINES))
+    known(engine)
     if len(calls) == 1 and engine == "processes":
         return [work(calls[0])], []
-    joblib = need("joblib", "logs")
-    if engine == "ray":
-        need("ray", "ray")
-        need("ray.util.joblib", "ray").register_ray()
+    joblib = prepared(engine)
     backend = "ray" if engine == "ray" else "loky"
     with joblib.parallel_config(backend, n_jobs=jobs):
         runner = joblib.Parallel(return_as="list" if engine == "ray" else "generator")

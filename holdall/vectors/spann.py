@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.errors import BadInput, BudgetError
 from holdall.method import Paper, knob
+from holdall.parts.workers import known
 from holdall.vectors.base import VectorIndex
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class SPANN(VectorIndex):
         of lists ratio of heads, at most (fewer where the budget says so), replicas, apart and slack of closure
         assignment, list_bytes, the most of a list, prune, what a query does not read, and branches and leaf of the tree
         that heads are chosen from; of codes cells, how many lists, code_bytes and rerank, how many vectors a query
-        reads; probes, lists that a query looks into; build_bytes; seed.
+        reads; probes, lists that a query looks into; build_bytes, jobs and engine, by which it is built; seed.
     Differs from the paper:
         Heads are a byte a number in memory, for finding lists only, and stand in their lists as all vectors do. They
         are searched in groups (faiss), not in a graph. Balance is weighed by a moving average of sizes, and the
@@ -102,15 +103,21 @@ class SPANN(VectorIndex):
     )
     rerank: float = knob(2.0, "vectors that are read for each that is wanted", other=1.2)
     build_bytes: int = knob(
-        256 << 20, "of vectors that building holds at a time", unit="B", other=100_000, at=_LISTS
+        256 << 20, "of vectors that a worker holds while building", unit="B", other=100_000, at=_LISTS
     )
+    jobs: int = knob(
+        1, "workers that build", other=2, at={**_LISTS, "build_bytes": 100_000}, changes="nothing"
+    )
+    engine: str = knob("processes", "where workers are: processes or ray", other="ray", changes="nothing")
     seed: int = knob(0, "of clustering", other=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layout not in (None, "lists", "codes"):
             raise BadInput("layout", str(self.layout), "lists or codes")
-        least = min(self.probes or 1, self.replicas, self.code_bytes or 1, self.cells or 1, self.leaf)
+        least = min(
+            self.probes or 1, self.replicas, self.code_bytes or 1, self.cells or 1, self.leaf, self.jobs
+        )
         if (
             least < 1
             or self.branches < 2
@@ -123,6 +130,7 @@ class SPANN(VectorIndex):
                 str(self.to_dict()),
                 "counts and rerank >= 1, branches >= 2, ratio above 0 and up to 1",
             )
+        known(self.engine)
         if self.replicas > 255:
             raise BadInput("replicas", self.replicas, "at most 255")
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from holdall.parts.codebook import assigned
+from holdall.parts.workers import in_order
 from holdall.vectors.closure import closure
 from holdall.vectors.clustering import balanced, tree
 from holdall.vectors.heads import Heads
@@ -28,7 +30,9 @@ _BLOCK = 4096
 _SAMPLE = 256  # vectors that a set's middle is learned from
 _COPIES = 6  # lists that a vector is in, at a guess
 Blocks = Iterable[tuple[np.ndarray, np.ndarray]]  # (rows [n], vectors [n, D] as they were given)
-Owners = Callable[[np.ndarray], np.ndarray]  # of placed vectors: lists int32 [n, R], -1 behind the last
+Owners = Callable[
+    [tuple[np.ndarray, np.ndarray]], np.ndarray
+]  # of a block: lists int32 [n, R], -1 behind the last
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,9 @@ def placed(x: np.ndarray, metric: str, reach: float, query: bool = False) -> np.
 
 def headed(recipe: SPANN, work: Scratch, vectors: Vectors, wanted: int, reach: float) -> np.ndarray:
     """Heads float32 [about `wanted`, D], placed: from one tree, or from trees of sets of near vectors."""
-    found = [
-        x[tree(x, branches=recipe.branches, leaf=recipe.leaf, seed=recipe.seed).heads(wanted / vectors.count)]
-        for x in (placed(raw, recipe.metric, reach) for raw in _sets(recipe, work, vectors, reach))
-    ]
-    heads = np.concatenate(found)
+    job = HeadsOf(recipe, wanted / vectors.count, reach)
+    sets = _sets(recipe, work, vectors, reach)
+    heads = np.concatenate([found for _, found in in_order(job, sets, recipe.jobs, recipe.engine)])
     if not len(heads):
         return placed(vectors.read(0, 1), recipe.metric, reach)
     if len(heads) > wanted:
@@ -90,8 +92,23 @@ def headed(recipe: SPANN, work: Scratch, vectors: Vectors, wanted: int, reach: f
     return heads
 
 
+@dataclass(frozen=True)
+class HeadsOf:
+    """Of a set of vectors those that are heads, about that share of them."""
+
+    recipe: SPANN
+    share: float
+    reach: float
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        x = placed(raw, self.recipe.metric, self.reach)
+        made = tree(x, branches=self.recipe.branches, leaf=self.recipe.leaf, seed=self.recipe.seed)
+        found: np.ndarray = x[made.heads(self.share)]
+        return found
+
+
 def _sets(recipe: SPANN, work: Scratch, vectors: Vectors, reach: float) -> Iterator[np.ndarray]:
-    """All vectors, in sets that lie apart and of which each may be held."""
+    """All vectors, in sets that lie apart and of which one may be held."""
     most = max(2, recipe.build_bytes // (4 * vectors.dim))
     count = -(-2 * vectors.count // most) if vectors.count > most else 1
     if count == 1:
@@ -125,6 +142,29 @@ def near_heads(recipe: SPANN, index: Heads, heads: np.ndarray, x: np.ndarray) ->
         _, near = index.nearest(some, CANDIDATES)
         closure(some, heads, near, recipe.replicas, slack, recipe.apart, mine, 0, len(some))
     return owners
+
+
+@dataclass(frozen=True)
+class Closure:
+    """Lists of a block's vectors: by closure, or the nearest head's alone. Workers make the index of heads anew."""
+
+    recipe: SPANN
+    made: dict[str, np.ndarray]
+    reach: float
+    single: bool = False
+
+    @cached_property
+    def heads(self) -> tuple[Heads, np.ndarray]:
+        return Heads(self.made), Heads.decoded(self.made)
+
+    def __call__(self, block: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        index, exact = self.heads
+        x = placed(block[1], self.recipe.metric, self.reach)
+        return (
+            index.nearest(x, 1)[1].astype(np.int32)
+            if self.single
+            else near_heads(self.recipe, index, exact, x)
+        )
 
 
 @dataclass
@@ -161,9 +201,8 @@ class Spread:
     ) -> tuple[np.ndarray, float]:  # fmt: skip
         copies, total = np.zeros(count, np.uint8), 0.0
         buckets.begin()
-        for rows, raw in blocks:
+        for (rows, raw), mine in in_order(owners, blocks, recipe.jobs, recipe.engine):
             x = placed(raw, recipe.metric, reach)
-            mine = owners(x)
             which, place = np.nonzero(mine >= 0)
             out = np.empty(len(which), buckets.record)
             out["list"], out["row"], out["raw"] = mine[which, place], rows[which], raw[which]

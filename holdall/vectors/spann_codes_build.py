@@ -17,7 +17,7 @@ from holdall.vectors.codes_scan import biases
 from holdall.vectors.entries import PAGE, Entries
 from holdall.vectors.heads import Heads
 from holdall.vectors.scratch import Scratch, purpose
-from holdall.vectors.spann_build import Blocks, Spread, Survey, blocks_of, placed
+from holdall.vectors.spann_build import Blocks, Closure, Spread, Survey, blocks_of, placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
@@ -113,10 +113,10 @@ def laid(
     count: int, reach: float,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Vectors behind those that are in the file, list by list: their codes, biases, rows and where lists start."""
-    index, coder = Heads(made), Coder(made["turn"], made["tables"], Heads.decoded(made))
+    coder = Coder(made["turn"], made["tables"], Heads.decoded(made))
     found = Spread.of(
-        recipe.but(replicas=1), work, blocks, count, coder.heads,
-        lambda x: index.nearest(x, 1)[1].astype(np.int32), reach, entries.dim, entries.dtype,
+        recipe.but(replicas=1), work, blocks, count, coder.heads, Closure(recipe, made, reach, single=True), reach,
+        entries.dim, entries.dtype,
     )  # fmt: skip
     codes, bias, rows, sizes = [], [], [], []
     together = min(_TOGETHER, recipe.build_bytes // (64 * entries.dim))
@@ -126,7 +126,7 @@ def laid(
         for at, part in enumerate(found.lists()):
             sizes.append(len(part))
             some.append(_paged(part, max(entries.group, PAGE // entries.each)))
-            if sum(map(len, some)) < together and at < index.count - 1:
+            if sum(map(len, some)) < together and at < len(coder.heads) - 1:
                 continue
             both = np.concatenate(some)
             some.clear()

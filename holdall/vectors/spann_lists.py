@@ -14,7 +14,7 @@ from holdall.vectors.lists import Lists, scan
 from holdall.vectors.metrics import ready
 from holdall.vectors.numbered import NO_BITS, Numbered
 from holdall.vectors.scratch import Scratch, purpose
-from holdall.vectors.spann_build import Blocks, Spread, Survey, blocks_of, headed, near_heads, placed
+from holdall.vectors.spann_build import Blocks, Closure, Spread, Survey, blocks_of, headed, placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
@@ -63,10 +63,8 @@ def spread(
     count: int, reach: float, dim: int, dtype: np.dtype[Any],
 ) -> tuple[Lists, float]:  # fmt: skip
     """Closure of all vectors over these heads, into a new file: (lists, mean squared distance to the nearest head)."""
-    index, exact = Heads(made), Heads.decoded(made)
-    found = Spread.of(
-        recipe, work, blocks, count, exact, lambda x: near_heads(recipe, index, exact, x), reach, dim, dtype
-    )
+    job = Closure(recipe, made, reach)
+    found = Spread.of(recipe, work, blocks, count, Heads.decoded(made), job, reach, dim, dtype)
     parts = ((part["row"], part["raw"]) for part in found.lists(cap_of(recipe, dim, dtype)))
     return Lists.write(change, name, dim, dtype, parts), found.spacing
 
