@@ -79,7 +79,7 @@ class Curator(VectorIndex):
     branches: int = knob(16, "children of a node, at most", other=3)
     leaf: int = knob(128, "vectors of a leaf, at most, when the tree is made", other=20)
     shortlist: int = knob(128, "rows of a list above the leaves, at most", other=30, at={"leaf": 20})
-    probes: float = knob(24.0, "rows that a query gathers, for the root of what a tenant has", other=2.0)
+    probes: float = knob(28.0, "rows that a query gathers, for the root of what a tenant has", other=2.0)
     boost: float = knob(0.2, "mean distances to a centroid that its node is taken to be nearer", other=1.0)
     prune: float = knob(2.0, "how much farther than the nearest list another may be", paper=1.6, other=1.0)
     bits: float = knob(10.0, "of a node's filter for each of its tenants", unit="bits", other=200.0)

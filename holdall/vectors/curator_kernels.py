@@ -16,6 +16,13 @@ _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 _HALF, _ONE = np.uint64(32), np.uint64(1)
 
 
+def still(x: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to, as what comes from a file: another type would be compiled for."""
+    view = x.view()
+    view.setflags(write=False)
+    return view
+
+
 def number(x):  # type: ignore[no-untyped-def]
     """float32 of a stored number; halves come as uint16, which no vectors are of."""
 
@@ -45,23 +52,29 @@ def key(query, vectors, row, metric):  # type: ignore[no-untyped-def]
     return np.float32(2) - np.float32(2) * total / np.sqrt(size) if size > 0 else np.float32(2)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def distance(query, vectors, row, metric):  # type: ignore[no-untyped-def]
     """As users are told it, in float64."""
     total, size, asked = 0.0, 0.0, 0.0
+    if metric == 0:
+        for d in range(len(query)):
+            away = np.float64(query[d]) - number(vectors[row, d])
+            total += away * away
+        return np.sqrt(total)
     for d in range(len(query)):
         x = np.float64(number(vectors[row, d]))
+        total += query[d] * x
         asked += query[d] * query[d]
         size += x * x
-    scale = 1 / np.sqrt(size) if metric == 1 and size > 0 else 1.0
-    for d in range(len(query)):
-        x = number(vectors[row, d]) * scale
-        total += query[d] * x if metric == 2 else (query[d] - x) ** 2
-    if metric == 0:
-        return np.sqrt(total)
     if metric == 2:
         return -total
-    return total / 2 if size > 0 and asked > 0 else 1.0
+    if not (size > 0 and asked > 0):
+        return 1.0
+    total, scale = 0.0, 1 / np.sqrt(size)
+    for d in range(len(query)):  # of two that are nearly the same, 1 - cosine would lose everything
+        away = query[d] - number(vectors[row, d]) * scale
+        total += away * away
+    return total / 2
 
 
 @njit(nogil=True, cache=True)

@@ -76,32 +76,55 @@ def ordered(query, vectors, metric, keys, rows, filled, away, found):  # type: i
 
 
 @njit(nogil=True, cache=True)
-def search(queries, vectors, tree, lists, which, token, filters, settings, k, counts):  # type: ignore[no-untyped-def]
-    """(distances float32 [Q, k], rows int64 [Q, k]) among a tenant's rows, infinity and -1 where there are no more.
+def finite(query):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for d in range(len(query)):
+        total += query[d] * np.float32(0)
+    return total == 0
 
-    settings: rows to gather, at least, and for the root of what the tenant has; `boost`; `prune`; metric. counts: ids
-    that were touched, distances computed, lists read.
+
+@njit(nogil=True, cache=True)
+def through(queries, vectors, ids, first, last, metric, k, counts):  # type: ignore[no-untyped-def]
+    """(distances float32 [Q, k], rows int64 [Q, k]) among ids[first:last], infinity and -1 where there are no more.
+
+    counts: ids that were touched, distances computed, lists read; and where a query is not finite, its number from 1.
     """
-    ids, starts, _, _, spans = lists
-    least, share, boost, prune, metric = settings
-    first, last, nodes = starts[which], starts[which + 1], len(tree[2])
     away, found = np.full((len(queries), k), np.float32(np.inf)), np.full((len(queries), k), -1)
     keys, rows = np.empty(k, np.float32), np.empty(k, np.int32)
-    most = spans[which + 1] - spans[which]
+    for q in range(len(queries)):
+        if not finite(queries[q]):
+            counts[3] = q + 1
+            break
+        filled = scan(queries[q], vectors, ids, first, last, metric, keys, rows, 0)
+        ordered(queries[q], vectors, metric, keys, rows, filled, away[q], found[q])
+        counts[0] += last - first
+        counts[1] += last - first
+        counts[2] += 1
+    return away, found
+
+
+@njit(nogil=True, cache=True)
+def search(queries, vectors, tree, lists, which, token, filters, settings, k, counts):  # type: ignore[no-untyped-def]
+    """As `through`, among those rows of a tenant that are in the lists nearest to each query.
+
+    settings: rows to gather; `boost`; `prune`; metric.
+    """
+    probes, boost, prune, metric = settings
+    nodes, most = len(tree[2]), lists[4][which + 1] - lists[4][which]
+    away, found = np.full((len(queries), k), np.float32(np.inf)), np.full((len(queries), k), -1)
+    keys, rows = np.empty(k, np.float32), np.empty(k, np.int32)
     work = (np.empty(nodes, np.float32), np.empty(nodes, np.int32),
             np.empty(most, np.int64), np.empty(most, np.float32))  # fmt: skip
-    probes = max(least, 2 * k, np.int64(share * np.sqrt(last - first)))
     for q in range(len(queries)):
-        query, filled = queries[q], 0
-        if last - first <= probes:  # all of them would be gathered
-            filled = scan(query, vectors, ids, first, last, metric, keys, rows, 0)
-            touched, compared, read = last - first, 0, most
-        else:
-            size = np.float32(np.sqrt((query * query).sum())) if metric == 2 else np.float32(1)
-            some = (probes, boost, metric, size)
-            read, compared = gather(query, tree, lists, which, token, filters, some, work)
-            bound = reach(tree[1], lists, work, read, prune, size)
-            filled, touched = near(query, vectors, lists, which, work, read, bound, metric, keys, rows)
+        query = queries[q]
+        if not finite(query):
+            counts[3] = q + 1
+            break
+        size = np.float32(np.sqrt((query * query).sum())) if metric == 2 else np.float32(1)
+        some = (probes, boost, metric, size)
+        read, compared = gather(query, tree, lists, which, token, filters, some, work)
+        bound = reach(tree[1], lists, work, read, prune, size)
+        filled, touched = near(query, vectors, lists, which, work, read, bound, metric, keys, rows)
         counts[0] += touched
         counts[1] += touched + compared
         counts[2] += read

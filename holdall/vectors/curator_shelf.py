@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import numpy as np
 
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Hits
+from holdall.vectors.curator_kernels import still
 from holdall.vectors.curator_lists import NOTHING, Lists, Own, granted
 from holdall.vectors.curator_rows import Resident
-from holdall.vectors.curator_search import search
+from holdall.vectors.curator_search import search, through
 from holdall.vectors.curator_state import Held
 from holdall.vectors.curator_tree import plain
 from holdall.vectors.ids import Ids, listed
@@ -51,14 +53,11 @@ class Tenants(Shelf):
         self.store = Resident.open(self.folder, self.count, self.store)
         held = self._held()
         self.names, self.lists, self._size = held.names, held.lists, held.nbytes
+        self._vectors, self._lists = plain(self.resident.vectors), held.lists.arrays
         self._tree = (plain(held.tree.centroids), held.tree.spread, held.tree.ends)
         self._filters = (held.filters.words, held.filters.offsets, held.filters.hashes, True)
-        recipe = self.recipe
-        self._settings = (
-            recipe.shortlist, float(recipe.probes), np.float32(recipe.boost), np.float32(recipe.prune),
-            METRICS.index(recipe.metric),
-        )  # fmt: skip
-        self._seen = getattr(self, "_seen", np.zeros(3))
+        self._metric = METRICS.index(self.recipe.metric)
+        self._seen = getattr(self, "_seen", np.zeros(4))
 
     @property
     def resident(self) -> Resident:
@@ -98,7 +97,7 @@ class Tenants(Shelf):
         """
         if recall is not None:
             self.aimed(recall)
-        wanted = asked(queries, self.dim, self.recipe.metric)
+        wanted = self._asked(queries)
         if not isinstance(k, int | np.integer) or not 1 <= k <= self.count:
             raise BadInput("k", k, f"1 to the {self.count} vectors that there are")
         which = 0 if tenant is None else self.names.number(tenant)
@@ -112,6 +111,14 @@ class Tenants(Shelf):
         self._counts["queries"] += len(wanted)
         return Hits(self.ids.at(rows), away)
 
+    def _asked(self, queries: Any) -> np.ndarray:
+        """As `metrics.asked`, in less time than a small tenant is searched in; kernels see what is not finite."""
+        usual = type(queries) is np.ndarray and queries.dtype == np.float32 and queries.flags.carray
+        if usual and queries.ndim in (1, 2) and queries.shape[-1] == self.dim and self._metric != 1:
+            return queries.reshape(-1, self.dim)
+        found = asked(queries, self.dim, self.recipe.metric)
+        return found if found.flags.writeable else found.copy()
+
     def _rows_of(self, name: str) -> np.ndarray:
         """Of a tenant in a condition, where whole numbers are written like words."""
         whole = name.removeprefix("-").isdecimal() and any(isinstance(n, int) for n in self.names)
@@ -121,10 +128,35 @@ class Tenants(Shelf):
         return self._found(queries, k, 0) if keep is None else self._among(queries, k, 0, keep)
 
     def _found(self, queries: np.ndarray, k: int, which: int) -> tuple[np.ndarray, np.ndarray]:
-        found: tuple[np.ndarray, np.ndarray] = search(
-            queries, plain(self.resident.vectors), self._tree, self.lists.arrays, which, self.names.tokens[which],
-            self._filters, self._settings, k, self._seen,
-        )  # fmt: skip
+        first, last = self._lists[1][which : which + 2].tolist()
+        probes = self._probes(last - first, k)
+        if last - first <= probes:  # all of them would be gathered
+            return self._through(queries, k, self._lists[0], first, last)
+        return self._searched(queries, k, self._lists, which, self._filters, probes)
+
+    def _through(
+        self, queries: np.ndarray, k: int, ids: np.ndarray, first: int, last: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rest = (self._vectors, still(ids), first, last, self._metric, k, self._seen)
+        return self._told(queries, through(queries, *rest))
+
+    def _searched(
+        self, queries: np.ndarray, k: int, lists: Any, which: int, filters: Any, probes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        how = (probes, np.float32(self.recipe.boost), np.float32(self.recipe.prune), self._metric)
+        rest = (lists, which, self.names.tokens[which], filters, how, k, self._seen)
+        return self._told(queries, search(queries, self._vectors, self._tree, *rest))
+
+    def _probes(self, rows: int, k: int) -> int:
+        """How many of so many to gather."""
+        return max(self.recipe.shortlist, 2 * k, int(self.recipe.probes * math.sqrt(rows)))
+
+    def _told(
+        self, queries: np.ndarray, found: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self._seen[3]:
+            self._seen[3] = 0
+            asked(queries, self.dim, self.recipe.metric)  # says which query is not finite
         return found
 
     def _among(
@@ -133,16 +165,17 @@ class Tenants(Shelf):
         """Through a tree of shortlists that is made for this condition alone."""
         own = self.lists.own(which)
         places = np.flatnonzero(keep[own.ids])
+        probes = self._probes(len(places), k)
+        if len(places) <= probes:
+            return self._through(queries, k, own.ids[places], 0, len(places))
         # where a list is, a part of it has no need to be deeper
         leaves = own.nodes[np.searchsorted(own.firsts, places, side="right") - 1]
         numbers = np.arange(len(places), dtype=np.int32)
-        some, nodes, firsts = granted(*NOTHING, numbers, leaves, self._tree[2], self.recipe.shortlist)
-        lists = Lists.of([Own(own.ids[places[some]], nodes, firsts)])
-        found: tuple[np.ndarray, np.ndarray] = search(
-            queries, plain(self.resident.vectors), self._tree, lists.arrays, 0, self.names.tokens[0],
-            (*self._filters[:3], False), self._settings, k, self._seen,
-        )  # fmt: skip
-        return found
+        there = [still(a) for a in (*NOTHING, numbers, leaves, self._tree[2])]
+        some, nodes, firsts = granted(*there, self.recipe.shortlist)
+        lists = tuple(still(a) for a in Lists.of([Own(own.ids[places[some]], nodes, firsts)]).arrays)
+        blind = (*self._filters[:3], False)
+        return self._searched(queries, k, lists, 0, blind, probes)
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         return ready(self.resident.vectors[rows], self.recipe.metric)
@@ -200,5 +233,5 @@ class Tenants(Shelf):
 
     def traffic(self) -> Mapping[str, float]:
         """As every index, and: touched (ids), distances, lists."""
-        seen = dict(zip(("touched", "distances", "lists"), self._seen.tolist(), strict=True))
+        seen = dict(zip(("touched", "distances", "lists"), self._seen.tolist(), strict=False))
         return {**super().traffic(), **seen}

@@ -11,6 +11,7 @@ import numpy as np
 from holdall.errors import CorruptArtefact
 from holdall.vectors.curator_check import fault
 from holdall.vectors.curator_filters import Filters
+from holdall.vectors.curator_kernels import still
 from holdall.vectors.curator_lists import NOTHING, Lists, Own, granted, revoked
 from holdall.vectors.curator_tree import Tree
 from holdall.vectors.metrics import ready
@@ -70,7 +71,8 @@ class Held:
             own = self.own(which)
             some = some[~np.isin(some, own.ids)] if len(own.ids) else some
             some = some[np.argsort(self.leaves[some], kind="stable")].astype(np.int32)
-            told = granted(*own, some, self.leaves, self.tree.ends, self.recipe.shortlist)
+            there = [still(a) for a in (*own, some, self.leaves, self.tree.ends)]
+            told = granted(*there, self.recipe.shortlist)
             changed[which] = Own(*told)
             new = _at(changed[which].nodes, self.tree) & ~_at(own.nodes, self.tree)
             filters.put(np.flatnonzero(new), self.names.tokens[which])
@@ -91,7 +93,8 @@ class Held:
             gone = np.isin(own.ids, some)
             if not gone.any():
                 continue
-            told = revoked(*own, gone, self.tree.parents, self.tree.ends, self.recipe.shortlist)
+            there = [still(a) for a in (*own, gone, self.tree.parents, self.tree.ends)]
+            told = revoked(*there, self.recipe.shortlist)
             changed[which] = Own(*told)
             lost |= _at(own.nodes, self.tree) & ~_at(changed[which].nodes, self.tree)
         less = replace(self, lists=self.lists.but(changed), filters=self.filters.copy())

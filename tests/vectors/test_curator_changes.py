@@ -78,15 +78,13 @@ def searched(held, vectors, queries, mine):
 
     known = (held.filters.words, held.filters.offsets, held.filters.hashes, True)
     tree = (held.tree.centroids, held.tree.spread, held.tree.ends)
-    how = (held.recipe.shortlist, held.recipe.probes, np.float32(0), np.float32(1.6), 0)
     told = []
     for name, rows in mine.items():
         if len(rows) > 10:
             which = held.names.number(name)
-            token = held.names.tokens[which]
-            found = search(
-                queries, vectors, tree, held.lists.arrays, which, token, known, how, 10, np.zeros(3)
-            )
+            how = (max(30, int(6 * np.sqrt(len(rows)))), np.float32(0), np.float32(2), 0)
+            rest = (which, held.names.tokens[which], known, how, 10, np.zeros(4))
+            found = search(queries, vectors, tree, held.lists.arrays, *rest)
             told.append(recall(found[1], best_of(vectors, np.array(sorted(rows)), queries, 10)))
     return float(np.mean(told))
 
