@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,12 +34,11 @@ _CHOICES = {
 class HPCColPali(VectorIndex):
     """Finds pages and passages by many vectors each (ColPali, ColBERT), of which a byte or less each is kept.
 
-    A document becomes the set of its vectors' nearest centroids: 32 bytes for any number of vectors and 256
-    centroids. A query's score is the sum, over its vectors, of the best centroid in the set, and all documents are
-    scored. Product codes of each vector (`subspaces`) then order the first of them more truly. For documents of
-    some ten to a thousand vectors. Poor where single vectors are all there is (they get product codes), where
-    documents are so long that all have most centroids, and with pruning unless documents and queries are pruned
-    alike (docs/vectors-colpali.md).
+    A document becomes the set of its vectors' nearest centroids: 64 bytes for any number of vectors and 512
+    centroids, less where it has few. A query's score is the sum, over its vectors, of the best centroid in the set,
+    and all documents are scored. Product codes of each vector (`subspaces`) then order the first of them more truly.
+    For documents of some ten to a thousand vectors. Poor where single vectors are all there is (they get product
+    codes), where documents are so long that all have most centroids, and with pruning (docs/vectors-colpali.md).
 
     Shapes:
         documents [M, D] each, as `Documents`, a list of arrays, an array [N, M, D] or files of them; single vectors
@@ -49,7 +49,7 @@ class HPCColPali(VectorIndex):
         product codes m bytes a vector and 1 kB D of tables. A query of n vectors takes n K D multiplications, then
         some n additions a document, and n M m additions for each candidate that has product codes.
     Knobs:
-        metric: cosine or ip. centroids: a power of two to 512 (paper: 128, 256, 512; None: 256, or the most that
+        metric: cosine or ip. centroids: a power of two to 512 (paper: 128, 256, 512; None: 512, or the most that
         fits). subspaces: product codes of a vector, 0 for none (None: none; up to 32 for single vectors, or where
         they fit). candidates: documents that are scored again by all that is kept of them. probes: centroids that
         each vector of a query looks for at first (None: all). scoring: table (vectors of the query with centroids),
@@ -80,6 +80,7 @@ class HPCColPali(VectorIndex):
     name: ClassVar[str] = "hpc_colpali"
     estimates: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("cosine", "ip")
+    brief: ClassVar[Mapping[str, Any]] = {"sample": 500}
     paper: ClassVar[Paper] = Paper(
         10, "Hierarchical Patch Compression for ColPali: Efficient Multi-Vector Document Retrieval",
         "Bach, Minh; KDIR 2025", "https://arxiv.org/abs/2506.21601",
@@ -87,7 +88,7 @@ class HPCColPali(VectorIndex):
 
     metric: str = knob("cosine", "cosine or ip (inner product)", other="ip")
     centroids: int | None = knob(
-        None, "of k-means, a power of two to 512; None: 256, or the most that fits", other=64
+        None, "of k-means, a power of two to 512; None: 512, or the most that fits", other=64
     )
     subspaces: int | None = knob(None, "product codes of a vector; 0: none; None: what fits", other=4)
     candidates: int = knob(200, "scored again by all that is kept of them", unit="documents", other=15)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from holdall.vectors.shelf import Given
     from holdall.vectors.source import Vectors
 
-PAPER = 256  # centroids
 _SEVERAL = 2.0  # vectors a document, from which on their number makes up for what each code loses
 _PARTS = 32  # the most product codes that are chosen unasked
 _CENTROIDS = (512, 256, 128, 64, 32, 16)
@@ -61,22 +59,14 @@ def planned(recipe: HPCColPali, given: Given) -> Plan:
 
 
 def _plans(recipe: HPCColPali, dim: int, each: float, limited: bool) -> Iterator[Plan]:
-    """The best first: product codes by their number, then centroids alone by theirs. Without a budget documents of
-    several vectors have the paper's 256 centroids."""
+    """The best first: product codes by their number, then centroids alone by theirs."""
     parts = [recipe.subspaces] if recipe.subspaces is not None else _parts(recipe, dim, each, limited)
     for m in parts:
         for k in _CENTROIDS if recipe.centroids is None else (recipe.centroids,):
-            # beside product codes centroids name candidates, for which the paper's 256 do
-            if recipe.centroids is not None or k <= PAPER or (limited and not m):
-                yield Plan(k, m)
+            yield Plan(k, m)
 
 
 def _parts(recipe: HPCColPali, dim: int, each: float, limited: bool) -> list[int]:
     if recipe.scoring == "hamming" or (each >= _SEVERAL and not limited):
         return [0]
-    most = min(_PARTS, max(1, dim))
-    found = [m for m in range(most, 0, -1) if dim % m == 0 and math.log2(m).is_integer()]
-    found = found or [1]
-    if dim % 2:  # an odd number of numbers
-        found = [m for m in range(most, 0, -1) if dim % m == 0]
-    return [*found, 0]
+    return [m for m in range(min(_PARTS, dim), 0, -1) if dim % m == 0] + [0]
