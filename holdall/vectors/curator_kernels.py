@@ -5,14 +5,19 @@ A tree's nodes are numbered so that what is below node v is v + 1 to ends[v] - 1
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 from holdall.parts.floats import wide
 
 _FAST = {"contract", "reassoc", "nsz"}
 _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+_LINE = 64  # bytes of memory that come together
 _HALF, _ONE = np.uint64(32), np.uint64(1)
 
 
@@ -32,6 +37,30 @@ def _number(x):  # type: ignore[no-untyped-def]
     if x == types.uint16:
         return lambda x: wide(x, False)
     return lambda x: np.float32(x)
+
+
+def _ahead(typingctx, vectors, row):  # type: ignore[no-untyped-def]
+    """fn(vectors [N, D], row): have its memory come near. Rows of a tenant are far apart, and no processor guesses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        step = builder.extract_value(array.strides, 0)
+        first = builder.add(builder.ptrtoint(array.data, step.type), builder.mul(args[1], step))
+        byte = ir.IntType(8).as_pointer()
+        flags = [ir.IntType(32)] * 3
+        kind = ir.FunctionType(ir.VoidType(), [byte, *flags])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        lines = builder.udiv(builder.add(step, step.type(_LINE - 1)), step.type(_LINE))
+        with cgutils.for_range(builder, lines) as loop:
+            place = builder.add(first, builder.mul(loop.index, step.type(_LINE)))
+            read, near, data = (flags[0](n) for n in (0, 3, 1))
+            builder.call(fetch, [builder.inttoptr(place, byte), read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(vectors, types.intp), codegen
+
+
+ahead: Any = intrinsic(_ahead)
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)

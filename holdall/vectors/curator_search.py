@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from holdall.vectors.curator_kernels import distance, has, key, place, settle, sink
+from holdall.vectors.curator_kernels import ahead, distance, has, key, place, settle, sink
+
+_FAR = 4  # rows ahead that are fetched while one is compared
 
 
 @njit(nogil=True, cache=True)
@@ -17,6 +19,8 @@ def scan(query, vectors, ids, first, last, metric, keys, rows, filled):  # type:
     """Compare with the vectors of ids[first:last]; the nearest are in the heap."""
     k = len(keys)
     for i in range(first, last):
+        if i + _FAR < last:
+            ahead(vectors, ids[i + _FAR])
         row = ids[i]
         away = key(query, vectors, row, metric)
         if filled < k or away < keys[0] or (away == keys[0] and row < rows[0]):

@@ -171,8 +171,8 @@ class Tenants(Shelf):
         # where a list is, a part of it has no need to be deeper
         leaves = own.nodes[np.searchsorted(own.firsts, places, side="right") - 1]
         numbers = np.arange(len(places), dtype=np.int32)
-        there = [still(a) for a in (*NOTHING, numbers, leaves, self._tree[2])]
-        some, nodes, firsts = granted(*there, self.recipe.shortlist)
+        there: Any = map(still, (*NOTHING, numbers, leaves, self._tree[2]))
+        some, nodes, firsts = granted(*(*there, self.recipe.shortlist))
         lists = tuple(still(a) for a in Lists.of([Own(own.ids[places[some]], nodes, firsts)]).arrays)
         blind = (*self._filters[:3], False)
         return self._searched(queries, k, lists, 0, blind, probes)

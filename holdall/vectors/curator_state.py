@@ -71,8 +71,8 @@ class Held:
             own = self.own(which)
             some = some[~np.isin(some, own.ids)] if len(own.ids) else some
             some = some[np.argsort(self.leaves[some], kind="stable")].astype(np.int32)
-            there = [still(a) for a in (*own, some, self.leaves, self.tree.ends)]
-            told = granted(*there, self.recipe.shortlist)
+            there: Any = map(still, (*own, some, self.leaves, self.tree.ends))
+            told = granted(*(*there, self.recipe.shortlist))
             changed[which] = Own(*told)
             new = _at(changed[which].nodes, self.tree) & ~_at(own.nodes, self.tree)
             filters.put(np.flatnonzero(new), self.names.tokens[which])
@@ -93,8 +93,8 @@ class Held:
             gone = np.isin(own.ids, some)
             if not gone.any():
                 continue
-            there = [still(a) for a in (*own, gone, self.tree.parents, self.tree.ends)]
-            told = revoked(*there, self.recipe.shortlist)
+            there: Any = map(still, (*own, gone, self.tree.parents, self.tree.ends))
+            told = revoked(*(*there, self.recipe.shortlist))
             changed[which] = Own(*told)
             lost |= _at(own.nodes, self.tree) & ~_at(changed[which].nodes, self.tree)
         less = replace(self, lists=self.lists.but(changed), filters=self.filters.copy())
