@@ -8,8 +8,8 @@ network in front; MRR@10 of queries that nothing was learned from, for codes of 
 training with nearest codes, RepCONC, and the vectors whole), by seeds, along with `search` (a tenth of the lists, and
 bytes); `constraint` (both trainings with the paper's lambda); `transport` (how even codes are by smoothing and limit,
 and what it takes beside POT); `codes` (recall@10 of 32 bytes on SIFT and 25 on GloVe, beside faiss on the same
-vectors); `tuned` (entries and a map of queries tuned on near neighbours, on vectors alone). Results are merged row by
-row into results/vectors_repconc.json.
+vectors, and what Shannon's bound would find); `tuned` (entries and a map of queries tuned on near neighbours, on
+vectors alone). Results are merged row by row into results/vectors_repconc.json.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
-from torch import nn
-from vectors_repconc_lines import Task, classics, keep, reciprocal_rank, sets, started, whole
+from vectors_repconc_codes import codes, tuned
+from vectors_repconc_lines import Task, classics, keep, reciprocal_rank, started, whole
 
 from holdall.parts.transport import capped, imbalance, shares
-from holdall.vectors import IVFPQ, RepCONC
-from holdall.vectors.quality import recall
+from holdall.vectors import RepCONC
 from holdall.vectors.repconc_cache import embedded
 from holdall.vectors.repconc_codes import Quantiser
 from holdall.vectors.repconc_joint import Joint, Trained
@@ -54,7 +52,7 @@ def joint(args: argparse.Namespace, seed: int, **more: Any) -> Joint:
 
 
 def ranks(args: argparse.Namespace) -> None:
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.seeds):
         data, encoder = started(args, seed)
         asked, documents = embedded(encoder, data.asked), embedded(encoder, data.documents)
         row: dict[str, Any] = {"passages": len(documents), "dense": whole(data, asked, documents)}
@@ -148,75 +146,6 @@ def transport(args: argparse.Namespace) -> None:
     keep("transport", "CPU seconds, 8 x 2048 x 256", row, args)
 
 
-def codes(args: argparse.Namespace) -> None:
-    for which in args.sets:
-        base, queries, parts, metric = sets(which)
-        x, asked = base.astype(np.float32), queries.astype(np.float32)
-        if metric == "cosine":
-            x, asked = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, asked))
-        _, wanted = faiss.knn(asked, x, 10)
-        dim = x.shape[1]
-        for name in (f"PQ{parts}x8", f"OPQ{parts},PQ{parts}x8", f"IVF1024,PQ{parts}x8"):
-            begun, made = time.process_time(), faiss.index_factory(dim, name)
-            made.train(x)
-            made.add(x)
-            if name.startswith("IVF"):
-                made.nprobe = 1024
-            built = time.process_time() - begun
-            begun, found = time.process_time(), made.search(asked, 10)[1]
-            spent = 1000 * (time.process_time() - begun) / len(asked)
-            size = len(faiss.serialize_index(made))
-            row = {"recall": recall(found, wanted), "bytes": size, "build": built, "ms a query": spent}
-            keep("codes", f"{which}, faiss {name}", row | {"vectors": len(x), "code": parts}, args)
-        ways = {
-            "repconc": RepCONC(metric=metric, parts=parts // 2 * 2, probes=1.0),
-            "repconc, one list": RepCONC(metric=metric, parts=parts // 2 * 2, lists=1),
-            "repconc, a tenth of the lists": RepCONC(metric=metric, parts=parts // 2 * 2),
-            "repconc, one layer": RepCONC(metric=metric, parts=parts, layers=1, probes=1.0),
-            "vectors.ivfpq": IVFPQ(metric=metric, parts=parts, probes=10**6),
-        }
-        for name, method in ways.items():
-            begun = time.process_time()
-            with method.build(base) as index:
-                built, begun = time.process_time() - begun, time.process_time()
-                found = index.search(queries, 10).ids
-                spent = 1000 * (time.process_time() - begun) / len(queries)
-                row = {
-                    "recall": recall(found, wanted),
-                    "bytes": index.nbytes,
-                    "build": built,
-                    "ms a query": spent,
-                }
-            keep("codes", f"{which}, {name}", row | {"vectors": len(x), "code": method.parts}, args)
-
-
-def tuned(args: argparse.Namespace) -> None:
-    """Near neighbours as pairs: 4,000 vectors are queries, each with the ten nearest of 30,000 others."""
-    base, queries, parts, metric = sets("sift")
-    x = torch.tensor(base[np.random.default_rng(0).permutation(len(base))[:34_000]].astype(np.float32))
-    documents, learn, ask = x[:30_000], x[30_000:], torch.tensor(queries.astype(np.float32))
-    near, wanted = (faiss.knn(q.numpy(), documents.numpy(), 10)[1] for q in (learn, ask))
-    pairs = np.stack([np.repeat(np.arange(len(learn)), 10), near.reshape(-1)], 1)
-    method = RepCONC(metric=metric, parts=parts, rotation="none", probes=1.0)
-    for name, rate in {"start": 0.0, "tuned, .01": 0.01, "tuned, .1": 0.1, "tuned, 1": 1.0}.items():
-        turn = nn.Linear(128, 128, bias=False)
-        nn.init.eye_(turn.weight)
-        how = Joint(
-            epochs=0, second=3 if rate else 0, batch=1024, rate=max(1e-5, 1e-3 * rate), entries_rate=rate or 1.0,
-            temperature=5000.0, negatives=30, held=0.1,
-        )  # fmt: skip
-        made = method.train((turn, nn.Identity()), learn, documents, pairs, how)
-        with made.index(documents) as index:
-            found = index.search(made.vectors(ask), 10).ids
-        told = {n: round(r["mrr"], 4) for n, r in made.report.rows.items()}
-        keep(
-            "tuned",
-            name,
-            {"recall": recall(found, wanted), "kept": made.best, "held out mrr": str(told)},
-            args,
-        )
-
-
 EACH = {"ranks": ranks, "constraint": constraint, "transport": transport, "codes": codes, "tuned": tuned}
 
 
@@ -224,7 +153,9 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--parts", type=lambda t: t.split(","), default=list(EACH))
     ask.add_argument("--sets", type=lambda t: t.split(","), default=["sift", "glove"])
+    ask.add_argument("--rivals", action=argparse.BooleanOptionalAction, default=True, help="faiss, for codes")
     ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--first", type=int, default=0, help="seed to begin with")
     ask.add_argument("--each", type=int, default=4, help="queries of each passage, to learn from")
     ask.add_argument("--epochs", type=int, default=6)
     ask.add_argument("--second", type=int, default=3)

@@ -129,16 +129,6 @@ def classics(data: Task, asked: np.ndarray, documents: np.ndarray, parts: int) -
     return rows
 
 
-def sets(which: str) -> tuple[np.ndarray, np.ndarray, int, str]:
-    """(vectors, queries, bytes of a code, metric)."""
-    if which == "sift":
-        base, queries = (np.load(VECTORS / f"sift_{n}.npy") for n in ("base", "query"))
-        return base, queries, 32, "l2"
-    words = np.load(VECTORS / "glove100.npy").astype(np.float32)
-    order = np.random.default_rng(0).permutation(len(words))
-    return words[order[1000:]], words[order[:1000]], 25, "cosine"
-
-
 def show(name: str, row: dict[str, Any]) -> None:
     told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
     print(f"{name:36s}{told}", flush=True)

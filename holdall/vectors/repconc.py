@@ -10,7 +10,6 @@ import numpy as np
 
 from holdall.errors import BadInput
 from holdall.method import Paper, knob
-from holdall.parts.codebook import kmeans
 from holdall.vectors.base import VectorIndex
 from holdall.vectors.metrics import ready
 from holdall.vectors.shelf import Given
@@ -41,14 +40,15 @@ class RepCONC(VectorIndex):
     Knobs:
         metric: l2, cosine or ip. parts: bytes of a code (None: what fits, 32 without a budget). layers: entries that
         are added, 2 or the paper's 1; an odd number of parts has 1. entries of a table (None: what fits, up to 256).
-        rotation: opq, none, or tried: what finds more of vectors that are held out. rounds of learning. lists (None:
-        four times the root of N; paper: 5,000). probes: share of the lists that a query reads. sample: vectors that are
-        learned from. seed.
+        rotation: opq, none, or tried: what finds more of vectors that are held out. rounds of learning. residual: codes
+        are of what is left beside a list's centroid (paper: no). lists (None: four times the root of N; paper: 5,000).
+        probes: share of the lists that a query reads. sample: vectors that are learned from. seed.
     Differs from the paper:
-        two entries are added in each part where vectors come without an encoder; with one it is the paper's product
-        codes. Codes that are used alike after Sinkhorn's rounds by a limit to each, not by the greatest share alone,
-        which leaves them uneven (`parts.transport.capped`). Centroids of lists are of the vectors. A condition
-        (`where`) is answered from all lists. What else `train` does otherwise stands in `repconc_train`.
+        where vectors come without an encoder two entries are added in each part, and codes are of what is left beside
+        a list's centroid (`residual`); with one it is the paper's product codes of whole vectors. Codes are made to be
+        used alike by a limit to each behind Sinkhorn's rounds, not by the greatest share alone, which leaves them a
+        little uneven (`parts.transport.capped`). Centroids of lists are of the vectors. A condition (`where`) is
+        answered from all lists. What else `train` does otherwise stands in `repconc_train`.
     Example:
         >>> import numpy as np
         >>> from holdall.vectors import RepCONC
@@ -74,6 +74,9 @@ class RepCONC(VectorIndex):
     layers: int = knob(2, "entries that are added in each part, 1 or 2", paper=1, other=1)
     entries: int | None = knob(None, "of each table; None: what fits, up to 256", paper=256, other=16)
     rotation: str = knob("tried", "before vectors are cut: opq, none, or tried", paper="opq", other="none")
+    residual: bool = knob(
+        True, "codes are of what is left beside a list's centroid", paper=False, other=False
+    )
     rounds: int = knob(8, "of learning the tables", other=5)
     lists: int | None = knob(None, "inverted lists; None: four times the root of N", paper=5000, other=5)
     probes: float = knob(0.1, "share of the lists that a query reads", other=0.05)
@@ -96,28 +99,30 @@ class RepCONC(VectorIndex):
         from holdall.vectors.repconc_fit import chosen, fitting
 
         plan = fitting(self, given)
-        sample = self._sample(given)
-        self.filled(change, given, chosen(self, plan, sample), plan.lists, sample)
+        sample = self.sampled(given)
+        self.filled(change, given, *chosen(self, plan, sample), sample)
 
     def filled(
-        self, change: Change, given: Given, tables: Tables, lists: int, sample: np.ndarray | None = None
+        self, change: Change, given: Given, tables: Tables, centroids: np.ndarray | None, sample: np.ndarray
     ) -> None:
-        """Fill a new folder with codes of these tables."""
+        """Fill a new folder with codes of these tables. centroids: of lists, None where there are none. sample: some of
+        the vectors; all three as `sampled` has them."""
         from holdall.vectors.repconc_lists import coded, grid
 
-        sample = tables.ready(self._sample(given) if sample is None else sample)
         state = {"entries": tables.entries}
         if tables.rotation is not None:
             state["rotation"] = tables.rotation
         if tables.coding is not None:
             state["coding"] = tables.coding
-        if lists > 1:
-            state["centroids"] = kmeans(sample, lists, seed=self.seed, rounds=10)
-        if tables.entries.shape[1] == 2 and self.metric == "l2":
-            state["grid"] = grid(tables, tables.encode(sample))
-        given.commit(change, self, (state | coded(state, tables, given.vectors, self.metric), {}))
+        if centroids is not None:
+            state["centroids"] = tables.ready(centroids)
+        if self.metric == "l2" and (
+            tables.entries.shape[1] == 2 or (self.residual and centroids is not None)
+        ):
+            state["grid"] = grid(state, tables, sample, self)
+        given.commit(change, self, (state | coded(state, tables, given.vectors, self), {}))
 
-    def _sample(self, given: Given) -> np.ndarray:
+    def sampled(self, given: Given) -> np.ndarray:
         draw = np.random.default_rng(self.seed)
         rows = np.sort(draw.permutation(given.vectors.count)[: self.sample])
         return ready(given.vectors.take(rows), self.metric)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from holdall.errors import BudgetError
+from holdall.parts.codebook import assigned, kmeans
 from holdall.vectors.metrics import nearest
 from holdall.vectors.repconc_tables import Tables, learned
 
@@ -67,30 +68,37 @@ def _bytes(recipe: RepCONC, given: Given, plan: Plan) -> int:
     dim, groups = given.vectors.dim, plan.parts // plan.layers
     wide = groups * -(-dim // groups)
     tables = 4 * plan.layers * plan.entries * wide + (0 if recipe.rotation == "none" else 4 * wide * dim)
-    each = plan.parts + (plan.layers == 2 and recipe.metric == "l2") + 4 * (plan.lists > 1)
+    added = plan.layers == 2 or (recipe.residual and plan.lists > 1)
+    each = plan.parts + (added and recipe.metric == "l2") + 4 * (plan.lists > 1)
     lists = (4 * wide + 8) * plan.lists + 8 if plan.lists > 1 else 0
     return tables + lists + given.vectors.count * each + given.beside + 8
 
 
-def chosen(recipe: RepCONC, plan: Plan, sample: np.ndarray) -> Tables:
-    """Tables of the sample; with OPQ's rotation or without, whichever finds more neighbours of rows held out."""
+def chosen(recipe: RepCONC, plan: Plan, sample: np.ndarray) -> tuple[Tables, np.ndarray | None]:
+    """(tables, centroids of lists) of the sample; with OPQ's rotation or without, whichever finds more neighbours of
+    rows held out."""
+    centroids = kmeans(sample, plan.lists, seed=recipe.seed, rounds=10) if plan.lists > 1 else None
+    beside = np.zeros_like(sample)
+    if centroids is not None and recipe.residual:
+        beside = centroids[assigned(sample, centroids)]
     turned = recipe.rotation == "opq"
     if recipe.rotation == "tried":
-        turned = _found(recipe, plan, sample, True) > _found(recipe, plan, sample, False)
+        turned = _found(recipe, plan, sample, beside, True) > _found(recipe, plan, sample, beside, False)
     how = plan.parts, plan.layers, plan.entries, recipe.rounds
-    return learned(sample, *how, turned=turned, seed=recipe.seed)
+    return learned(sample - beside, *how, turned=turned, seed=recipe.seed), centroids
 
 
-def _found(recipe: RepCONC, plan: Plan, sample: np.ndarray, turned: bool) -> float:
-    """The share of exact nearest neighbours that codes find, with the paper's codes of as many parts."""
-    sample = sample[: _AMONG + _HELD]
+def _found(recipe: RepCONC, plan: Plan, sample: np.ndarray, beside: np.ndarray, turned: bool) -> float:
+    """The share of exact nearest neighbours that codes find, a few rounds into learning."""
+    sample, beside = sample[: _AMONG + _HELD], beside[: _AMONG + _HELD]
     held = min(_HELD, len(sample) // 5)
     rest, asked = sample[held:], sample[:held]
     if held < 2:
         return 0.0
     k, metric = min(_K, len(rest)), "l2" if recipe.metric == "l2" else "ip"
-    tables = learned(rest, plan.parts, plan.layers, plan.entries, 2, turned=turned, seed=recipe.seed)
+    how = plan.parts, plan.layers, plan.entries, 2
+    tables = learned(rest - beside[held:], *how, turned=turned, seed=recipe.seed)
     _, wanted = nearest(asked, rest, k, metric)
-    back = tables.decode(tables.encode(tables.ready(rest)))
-    _, found = nearest(tables.ready(asked), back, k, metric)
+    codes = tables.encode(tables.ready(rest - beside[held:]))
+    _, found = nearest(tables.ready(asked), tables.decode(codes) + tables.ready(beside[held:]), k, metric)
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, wanted, strict=True)]))

@@ -11,6 +11,7 @@ from torch import nn
 
 from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
+from holdall.parts.codebook import kmeans
 from holdall.report import Report
 from holdall.vectors.building import built
 from holdall.vectors.repconc_cache import embedded
@@ -86,9 +87,10 @@ class Trained:
     ) -> Shelf:
         """An open index of documents as the encoder takes them; search it with `vectors(queries)`."""
         x = embedded(self.documents, documents).numpy()
-        return built(self.recipe, x, budget, ids, attributes, to, self._filled)
+        recipe = self.recipe.but(residual=False)  # its code books are of whole vectors
+        return built(recipe, x, budget, ids, attributes, to, lambda c, g: self._filled(recipe, c, g))
 
-    def _filled(self, change: Change, given: Given) -> None:
+    def _filled(self, recipe: RepCONC, change: Change, given: Given) -> None:
         from holdall.vectors.repconc_lists import bytes_of
 
         usual = min(self.recipe.lists or round(4 * given.vectors.count**0.5), given.vectors.count)
@@ -100,7 +102,9 @@ class Trained:
             raise BudgetError(
                 given.limit or 0, min(sizes.values()), who=self.recipe.full_name(), why="codes and tables"
             )
-        self.recipe.filled(change, given, self.tables, lists)
+        sample = recipe.sampled(given)
+        centroids = kmeans(sample, lists, seed=recipe.seed, rounds=10) if lists > 1 else None
+        recipe.filled(change, given, self.tables, centroids, sample)
 
     def vectors(self, queries: Any) -> np.ndarray:
         """float32 [Q, D] of queries as the encoder takes them."""

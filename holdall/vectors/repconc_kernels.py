@@ -49,12 +49,12 @@ def naive_pairs(x: np.ndarray, tables: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, fastmath={"contract", "reassoc", "nsz"})
-def scan(tables, codes, norms, step, low, rows, keep, starts, probed, keys, found):  # type: ignore[no-untyped-def]
+def scan(tables, codes, norms, step, low, bases, rows, keep, starts, probed, keys, found):  # type: ignore[no-untyped-def]
     """Into keys [k] (rising) and found [k], both of them full of what is worst: the least sums over the probed lists.
 
     tables float32 [M, K] of one query; codes uint8 [N, M] in the order of lists, which begin at `starts` [L + 1]; norms
-    uint8 [N], low + step * norm is added, or empty; rows int32 [N], or empty where they are counted; keep bool [count],
-    or empty. How many codes were scored.
+    uint8 [N], low + step * norm is added, or empty; bases float32 [L], added too; rows int32 [N], or empty where they
+    are counted; keep bool [count], or empty. How many codes were scored.
     """
     k, parts, scored = len(keys), codes.shape[1], 0
     for p in probed:
@@ -62,7 +62,7 @@ def scan(tables, codes, norms, step, low, rows, keep, starts, probed, keys, foun
             row = rows[i] if len(rows) else i
             if len(keep) and not keep[row]:
                 continue
-            key = low + step * norms[i] if len(norms) else np.float32(0)
+            key = bases[p] + (low + step * norms[i] if len(norms) else np.float32(0))
             for m in range(parts):
                 key += tables[m, codes[i, m]]
             scored += 1

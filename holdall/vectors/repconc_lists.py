@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,42 +15,58 @@ from holdall.vectors.repconc_tables import Tables
 from holdall.vectors.shelf import Given, Shelf, State
 from holdall.vectors.source import Vectors
 
+if TYPE_CHECKING:
+    from holdall.vectors.repconc import RepCONC
+
 _NOTHING = {"rows": np.zeros(0, np.int32), "keep": np.zeros(0, bool), "cross": np.zeros(0, np.uint8)}
 
 
 def coded(
-    state: Mapping[str, np.ndarray], tables: Tables, vectors: Vectors, metric: str
+    state: Mapping[str, np.ndarray], tables: Tables, vectors: Vectors, recipe: RepCONC
 ) -> dict[str, np.ndarray]:
-    """Of vectors: codes uint8 [N, parts]; owners [N], in the fewest bytes, where there are lists; cross uint8 [N] where
-    distances need the products of entries that are added."""
-    codes, owners, cross = [], [], []
+    """Of vectors: codes uint8 [N, parts]; owners [N], in the fewest bytes, where there are lists; cross uint8 [N], the
+    `products` on the grid, where distances need them."""
+    found: dict[str, list[np.ndarray]] = {"codes": []}
     for _, block in vectors.blocks():
-        x = tables.ready(ready(block, metric))
-        codes.append(tables.encode(x))
-        if "centroids" in state:
-            owners.append(assigned(x, state["centroids"]).astype(owner_type(len(state["centroids"]))))
+        codes, owners, beside = _block(state, tables, ready(block, recipe.metric), recipe.residual)
+        found["codes"].append(codes)
+        if owners is not None:
+            found.setdefault("owners", []).append(owners.astype(owner_type(len(state["centroids"]))))
         if "grid" in state:
             low, step = state["grid"]
-            cross.append(
-                np.clip(np.rint((products(tables, codes[-1]) - low) / step), 0, 255).astype(np.uint8)
-            )
-    found = {"codes": codes} | ({"owners": owners} if owners else {}) | ({"cross": cross} if cross else {})
+            steps = np.rint((products(tables, codes, beside) - low) / step)
+            found.setdefault("cross", []).append(np.clip(steps, 0, 255).astype(np.uint8))
     return {n: np.concatenate(a) for n, a in found.items()}
 
 
-def products(tables: Tables, codes: np.ndarray) -> np.ndarray:
-    """float32 [N]: twice the products of entries that are added to each other."""
-    groups, _, _, _ = tables.entries.shape
-    cut = codes.reshape(len(codes), groups, 2).astype(np.int64)
+def _block(
+    state: Mapping[str, np.ndarray], tables: Tables, x: np.ndarray, residual: bool
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """(codes, lists, centroids [N, G W] that the codes are beside), the last two None where there are none."""
+    x = tables.ready(x)
+    if "centroids" not in state:
+        return tables.encode(x), None, None
+    owners = assigned(x, state["centroids"])
+    beside = state["centroids"][owners] if residual else None
+    return tables.encode(x if beside is None else x - beside), owners, beside
+
+
+def products(tables: Tables, codes: np.ndarray, beside: np.ndarray | None) -> np.ndarray:
+    """float32 [N]: twice the products of all that is added up with each other: entries, and what they are beside."""
+    groups, layers, _, _ = tables.entries.shape
+    cut = codes.reshape(len(codes), groups, layers).astype(np.int64)
     out = np.zeros(len(codes), np.float32)
-    for g, (first, second) in enumerate(tables.entries):
-        out += (2 * first @ second.T)[cut[:, g, 0], cut[:, g, 1]]
+    for g, books in enumerate(tables.entries if layers == 2 else ()):
+        out += (2 * books[0] @ books[1].T)[cut[:, g, 0], cut[:, g, 1]]
+    if beside is not None:
+        out += 2 * np.einsum("nd,nd->n", beside, tables.decode(codes))
     return out
 
 
-def grid(tables: Tables, codes: np.ndarray) -> np.ndarray:
+def grid(state: Mapping[str, np.ndarray], tables: Tables, sample: np.ndarray, recipe: RepCONC) -> np.ndarray:
     """(low, step) of a byte for `products`, with room at both ends for vectors that come later."""
-    found = products(tables, codes)
+    codes, _, beside = _block(state, tables, sample, recipe.residual)
+    found = products(tables, codes, beside)
     low, high = float(found.min()), float(found.max())
     room = 0.05 * (high - low)
     return np.array([low - room, max((high - low + 2 * room) / 255, 1e-20)], np.float32)
@@ -109,7 +125,9 @@ class CodeLists(Shelf):
         codes, layers = state["codes"], state["entries"].shape[1]
         fits = codes.shape == (self.count, self.tables.parts)
         fits = fits and (not codes.size or int(codes.max()) < state["entries"].shape[2])
-        fits = fits and ("grid" in state) == (layers == 2 and self.recipe.metric == "l2")
+        fits = fits and ("grid" in state) == (
+            self.recipe.metric == "l2" and (layers == 2 or (self.recipe.residual and "centroids" in state))
+        )
         if "grid" in state:
             fits = fits and state["grid"].shape == (2,) and bool((np.abs(state["grid"]) < 1e30).all())
             fits = fits and state["cross"].shape == (self.count,)
@@ -147,11 +165,12 @@ class CodeLists(Shelf):
         low, step = self._state["grid"] if "grid" in self._state else (np.float32(0), np.float32(0))
         sizes = self._sizes() if metric == "l2" else np.float32(0)
         allowed = _NOTHING["keep"] if keep is None else keep
+        bases = self._bases(asked)
         for i, query in enumerate(asked):
             table = self.tables.products(query[None])[0] * (-2 if metric == "l2" else -1) + sizes
             self.scored += scan(
-                table.astype(np.float32), self.codes, self.cross, step, low, self.rows, allowed, self.starts,
-                probed[i], keys[i], found[i],
+                table.astype(np.float32), self.codes, self.cross, step, low, bases[i], self.rows, allowed,
+                self.starts, probed[i], keys[i], found[i],
             )  # fmt: skip
         if metric == "l2":
             keys = np.sqrt(np.maximum(keys + np.square(asked).sum(1, keepdims=True), 0))
@@ -164,6 +183,21 @@ class CodeLists(Shelf):
             return np.broadcast_to(np.arange(lists), (len(asked), lists))
         kind = "l2" if self.recipe.metric == "l2" else "ip"
         return nearest(asked, self._state["centroids"], most, kind)[1]
+
+    def _bases(self, asked: np.ndarray) -> np.ndarray:
+        """float32 [Q, lists]: what each list's centroid adds to the sums of its codes."""
+        if not self.recipe.residual or "centroids" not in self._state:
+            return np.zeros((len(asked), len(self.starts) - 1), np.float32)
+        centroids = self._state["centroids"]
+        found: np.ndarray = asked @ centroids.T
+        return np.square(centroids).sum(1) - 2 * found if self.recipe.metric == "l2" else -found
+
+    def decoded(self) -> np.ndarray:
+        """float32 [N, G W]: what codes stand for, in the order of lists (`rows` has their rows)."""
+        found = self.tables.decode(self.codes)
+        if self.recipe.residual and "centroids" in self._state:
+            found += np.repeat(self._state["centroids"], np.diff(self.starts), axis=0)
+        return found
 
     def _sizes(self) -> np.ndarray:
         """float32 [parts, K]: of each entry."""
@@ -181,7 +215,7 @@ class CodeLists(Shelf):
         state = self._stored()
         coding = self.folder.array("coding", np.float32, 4) if "coding" in state else None
         tables = Tables.of(self.tables.entries, self.tables.rotation, coding, self.dim)
-        new = coded(state, tables, vectors, self.recipe.metric)
+        new = coded(state, tables, vectors, self.recipe)
         return state | {n: np.concatenate([state[n], a]) for n, a in new.items()}, {}
 
     def shrunk(self, change: Change, keep: np.ndarray) -> State:
