@@ -13,7 +13,7 @@ from holdall.vectors.pages import Rows, page_for
 
 _PAGE = 64 << 10
 _FEW = 0.7  # of a file's rows that are alive; below that it is written again
-_BLOCK = 8 << 20
+_BLOCK = 1 << 20  # read at a time: what passes through is small beside what stays
 
 
 class Resident:

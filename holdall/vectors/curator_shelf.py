@@ -169,7 +169,7 @@ class Tenants(Shelf):
         if len(places) <= probes:
             return self._through(queries, k, own.ids[places], 0, len(places))
         # where a list is, a part of it has no need to be deeper
-        leaves = own.nodes[np.searchsorted(own.firsts, places, side="right") - 1]
+        leaves = np.repeat(own.nodes, np.diff(own.firsts, append=len(own.ids)))[places]
         numbers = np.arange(len(places), dtype=np.int32)
         there: Any = map(still, (*NOTHING, numbers, leaves, self._tree[2]))
         some, nodes, firsts = granted(*(*there, self.recipe.shortlist))
