@@ -1,7 +1,7 @@
 """SPANN beside what else searches vectors on disk and in memory; recall against bytes, reads, time and memory.
 
     OMP_NUM_THREADS=1 python benchmarks/vectors.py [--parts disk,sweep,memory,card,scale] [--sets sift,glove,tokens]
-        [--glove all.npy] [--lance-python PATH] [--diskann-python PATH]
+        [--glove all.npy] [--peers recipe,lists,view] [--lance-python PATH] [--diskann-python PATH]
 
 disk: a tenth of the vectors' bytes in memory, files taken out of the page cache before every query; bytes are those
 that the device gave (/proc/self/io). sweep: 2, 5, 10 and 20 % in memory. memory: all in memory, time of a query. card:
@@ -122,7 +122,7 @@ def disk(args: argparse.Namespace) -> None:
             ratio=0.03,
             list_bytes=65_536,
         )
-        for told, row in peers.on_disk(name, data, args):
+        for told, row in peers.on_disk(data, args):
             keep("disk", f"{name}: {told}", row)
 
 
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--parts", default="disk,sweep,memory,card,scale", type=lambda s: s.split(","))
     parser.add_argument("--sets", default="sift,glove,tokens", type=lambda s: s.split(","))
     parser.add_argument("--glove")
+    parser.add_argument("--peers", default="recipe,lists,view", type=lambda s: s.split(","))
     parser.add_argument("--lance-python")
     parser.add_argument("--diskann-python")
     args = parser.parse_args()

@@ -22,15 +22,15 @@ LISTS = 1024
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
-def on_disk(name: str, data: Any, args: Any) -> Rows:
+def on_disk(data: Any, args: Any) -> Rows:
     base, queries, wanted = data
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         for n, x in {"x": base, "q": queries, "gt": wanted}.items():
             np.save(where / f"{n}.npy", x)
-        yield from recipe(where, base, queries, wanted)
-        yield from lists_on_disk(where, base, queries, wanted)
-        yield from viewed(where, base, queries, wanted)
+        for name, own in {"recipe": recipe, "lists": lists_on_disk, "view": viewed}.items():
+            if name in args.peers:
+                yield from own(where, base, queries, wanted)
         for python, script in ((args.lance_python, "lance_search"), (args.diskann_python, "diskann_search")):
             if python is None:
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from holdall.errors import BadInput
@@ -25,8 +25,12 @@ def in_order(
         for item in items:
             yield item, work(item)
         return
-    joblib = prepared(engine)
     waiting = iter(items)
+    first = list(islice(waiting, 2))
+    if len(first) < 2:  # nothing to share out
+        yield from ((item, work(item)) for item in first)
+        return
+    joblib, waiting = prepared(engine), chain(first, waiting)
     with joblib.parallel_config("ray" if engine == "ray" else "loky", n_jobs=jobs), joblib.Parallel() as run:
         while some := list(islice(waiting, _AHEAD * max(jobs, 1))):
             yield from zip(some, run(joblib.delayed(work)(item) for item in some), strict=True)
