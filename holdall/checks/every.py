@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from holdall.errors import BadInput, UnknownMethod
@@ -35,6 +36,19 @@ def variants(cls: type[Any]) -> list[tuple[dataclasses.Field[Any], Any, Any]]:
         base = cls(**{**cls.brief, **at})
         found.append((f, base, base.but(**{f.name: f.metadata["other"]})))
     return found
+
+
+def remembered(act: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """What becomes of (method, budget), which is worked out once: most knobs are compared with the same method."""
+    held: dict[tuple[str, str], Any] = {}
+
+    def told(method: Any, budget: Any) -> Any:
+        key = repr(method), repr(budget)
+        if key not in held:
+            held[key] = act(method, budget)
+        return held[key]
+
+    return told
 
 
 def check_builds_without_arguments(cls: type[Any]) -> None:

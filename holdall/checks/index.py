@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from holdall.checks.every import brief, room_quality, variants
+from holdall.checks.every import brief, remembered, room_quality, variants
 from holdall.errors import BadInput, BudgetError
 from holdall.registry import get
 
@@ -80,14 +80,15 @@ def check_budget_is_kept(cls: type[Any]) -> None:
 
 def check_knobs_are_live(cls: type[Any]) -> None:
     vectors, queries = room_quality(cls).real()
+
+    def made(method: Any, budget: Any) -> tuple[Any, ...]:
+        with built(method, vectors, budget) as index:
+            hits = index.search(queries, 10)
+            return hits.ids.tobytes(), hits.distances.tobytes(), dict(index.traffic()), _bytes(index)
+
+    once = remembered(made)
     for f, base, changed in variants(cls):
-        told = []
-        for method in (base, changed):
-            with built(method, vectors, f.metadata["at"].get("budget")) as index:
-                hits = index.search(queries, 10)
-                told.append(
-                    (hits.ids.tobytes(), hits.distances.tobytes(), dict(index.traffic()), _bytes(index))
-                )
+        told = [once(m, f.metadata["at"].get("budget")) for m in (base, changed)]
         same = told[0] == told[1] if f.metadata["changes"] != "nothing" else told[0][:2] == told[1][:2]
         assert same == (f.metadata["changes"] == "nothing"), (
             f"{cls.full_name()}.{f.name} does what it should not"

@@ -105,9 +105,7 @@ class SPANN(VectorIndex):
     build_bytes: int = knob(
         256 << 20, "of vectors that a worker holds while building", unit="B", other=100_000, at=_LISTS
     )
-    jobs: int = knob(
-        1, "workers that build", other=2, at={**_LISTS, "build_bytes": 100_000}, changes="nothing"
-    )
+    jobs: int = knob(1, "workers that build", other=2, changes="nothing")
     engine: str = knob("processes", "where workers are: processes or ray", other="ray", changes="nothing")
     seed: int = knob(0, "of clustering", other=1)
 
