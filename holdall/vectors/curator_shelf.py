@@ -18,7 +18,7 @@ from holdall.vectors.curator_search import search, through
 from holdall.vectors.curator_state import Held
 from holdall.vectors.curator_tree import plain
 from holdall.vectors.ids import Ids, listed
-from holdall.vectors.metrics import METRICS, asked, ready
+from holdall.vectors.metrics import METRICS, asked, exactly, ready
 from holdall.vectors.shelf import Given, Shelf, State
 from holdall.vectors.tenants import Name, chosen, known, named, shared
 
@@ -220,7 +220,7 @@ class Tenants(Shelf):
     def grown(self, change: Change, vectors: Vectors, room: int | None, tenants: Any = None) -> State:
         store, count = self.resident, self.count + vectors.count
         rows = shared(tenants, Ids(count), self.count)
-        new = np.concatenate([b.astype(store.rows.dtype, copy=False) for _, b in vectors.blocks()])
+        new = np.concatenate([exactly(b, store.rows.dtype) for _, b in vectors.blocks()])
         held = self._held().entered([new]).granted(rows)
         if held.outgrown:
             held = held.again([store.vectors, new])

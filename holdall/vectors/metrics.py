@@ -65,3 +65,18 @@ def best(keys: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
     """The k smallest keys of each row [Q, N], rising, those of lower numbers first among equals."""
     order = np.lexsort((rows, keys), axis=1)[:, :k]
     return np.take_along_axis(keys, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def holds(raw: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    """Whether that type holds these numbers exactly."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.array_equal(raw.astype(dtype).astype(raw.dtype), raw))
+
+
+def exactly(raw: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """As that type; BadInput for numbers that it does not hold."""
+    if raw.dtype != dtype and not holds(raw, dtype):
+        raise BadInput(
+            "vectors", f"{raw.dtype} numbers", f"numbers that {dtype} holds, as the index stores them"
+        )
+    return raw.astype(dtype, copy=False)

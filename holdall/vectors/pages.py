@@ -15,6 +15,7 @@ import xxhash
 
 from holdall.errors import CorruptArtefact
 from holdall.vectors.folder import Change, Folder
+from holdall.vectors.metrics import exactly
 
 SUM = 8
 SECTOR = 4096
@@ -57,7 +58,7 @@ class Rows:
         first, rows, rest = page, 0, np.zeros((0, self.dim), self.dtype)
         for block in blocks:
             rows += len(block)
-            block = np.concatenate([rest, block.astype(self.dtype, copy=False)])
+            block = np.concatenate([rest, exactly(block, self.dtype)])
             whole = len(block) // self.each * self.each
             page = self._write(change, block[:whole], page)
             rest = block[whole:].copy()

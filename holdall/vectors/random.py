@@ -10,7 +10,7 @@ import numpy as np
 from holdall.errors import BudgetError, CorruptArtefact
 from holdall.method import Paper, knob
 from holdall.vectors.base import VectorIndex
-from holdall.vectors.metrics import distances, nearest, ready
+from holdall.vectors.metrics import distances, exactly, nearest, ready
 from holdall.vectors.shelf import Given, Shelf, State
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Drawn(Shelf):
         draw = np.random.default_rng([self.recipe.seed, total])
         kept = np.sort(draw.permutation(mine)[: most - new])
         taken = np.sort(draw.permutation(vectors.count)[:new])
-        both = np.concatenate([self.vectors[kept], vectors.take(taken).astype(self.vectors.dtype)])
+        both = np.concatenate([self.vectors[kept], exactly(vectors.take(taken), self.vectors.dtype)])
         return {"vectors": both, "rows": np.concatenate([self.rows[kept], self.count + taken])}, {}
 
     def least(self, own: State) -> int:

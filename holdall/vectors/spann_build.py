@@ -18,7 +18,7 @@ from holdall.parts.workers import in_order
 from holdall.vectors.closure import closure
 from holdall.vectors.clustering import balanced, tree
 from holdall.vectors.heads import Heads
-from holdall.vectors.metrics import ready
+from holdall.vectors.metrics import holds, ready
 from holdall.vectors.scratch import Scratch
 from holdall.vectors.source import Vectors
 
@@ -51,12 +51,6 @@ class Survey:
             fitting = [t for t in fitting if holds(raw, t)]
             reach = max(reach, float(np.square(raw.astype(np.float64)).sum(1).max()))
         return cls(fitting[0] if fitting else vectors.dtype, reach**0.5)
-
-
-def holds(raw: np.ndarray, dtype: np.dtype[Any]) -> bool:
-    """Whether that type holds these numbers exactly."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return bool(np.array_equal(raw.astype(dtype).astype(raw.dtype), raw))
 
 
 def wide(dtype: np.dtype[Any], vectors: Vectors) -> np.dtype[Any]:

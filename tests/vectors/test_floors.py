@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from holdall.errors import BadInput, BudgetError
-from holdall.vectors import IVFPQ, Nothing, Random, Vectors
+from holdall.vectors import IVFPQ, Curator, Nothing, Random, Vectors
 from holdall.vectors.quality import naive_search, real, recall
 
 
@@ -116,3 +116,17 @@ def test_vectors_may_be_opened_before():
     vectors, queries = real()
     with Vectors.of(vectors.astype(np.float16)) as given, Nothing().build(given) as index:
         assert index.search(queries, 2).ids.shape == (len(queries), 2)
+
+
+@pytest.mark.parametrize("method", [Nothing(), Curator(), Random()])
+def test_numbers_that_would_be_cut_are_refused(method):
+    """An index of bytes stays one: what it cannot hold is not taken, and nothing has changed."""
+    draw = np.random.default_rng(0)
+    vectors = draw.integers(0, 256, (300, 8), np.uint8)
+    with method.build(vectors) as index:
+        index.add(vectors[:3].astype(np.float32) // 2)
+        for wrong in (vectors[:2] + np.float32(0.5), vectors[:2].astype(np.float32) - 300):
+            with pytest.raises(BadInput, match="uint8 holds"):
+                index.add(wrong)
+        assert index.count == 303
+        index.folder.check()
