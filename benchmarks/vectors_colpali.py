@@ -200,7 +200,7 @@ def speed(data: Passages, layer: int) -> Iterator[tuple[str, Row]]:
 
 
 def budgets(data: Passages, layer: int) -> Iterator[tuple[str, Row]]:
-    for share in ("0.2%", "0.3%", "0.5%", "1%", "2%", "4%", "8%"):
+    for share in ("0.1%", "0.2%", "0.3%", "0.6%", "0.9%", "1.2%", "2%", "4%", "8%"):
         try:
             with HPCColPali().build(data.documents, share) as index:
                 row = figures(placed(index, data.queries)) | {"bytes": index.nbytes}

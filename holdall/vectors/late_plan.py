@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SEVERAL = 2.0  # vectors a document, from which on their number makes up for what each code loses
 _PARTS = 32  # the most product codes that are chosen unasked
+_NAMING = 256  # centroids from which on they name good candidates
 _CENTROIDS = (512, 256, 128, 64, 32, 16)
 
 
@@ -59,14 +60,19 @@ def planned(recipe: HPCColPali, given: Given) -> Plan:
 
 
 def _plans(recipe: HPCColPali, dim: int, each: float, limited: bool) -> Iterator[Plan]:
-    """The best first: product codes by their number, then centroids alone by theirs."""
-    parts = [recipe.subspaces] if recipe.subspaces is not None else _parts(recipe, dim, each, limited)
+    """The best first: product codes by their number, then centroids alone by theirs. Documents of several vectors hold
+    most of few centroids, which then name poor candidates: less than 256 stand alone or not at all."""
+    several = each >= _SEVERAL
+    parts = [recipe.subspaces] if recipe.subspaces is not None else _parts(recipe, dim, several, limited)
     for m in parts:
         for k in _CENTROIDS if recipe.centroids is None else (recipe.centroids,):
-            yield Plan(k, m)
+            if k >= _NAMING or not m or not several or recipe.centroids or recipe.subspaces:
+                yield Plan(k, m)
 
 
-def _parts(recipe: HPCColPali, dim: int, each: float, limited: bool) -> list[int]:
-    if recipe.scoring == "hamming" or (each >= _SEVERAL and not limited):
+def _parts(recipe: HPCColPali, dim: int, several: bool, limited: bool) -> list[int]:
+    """One table of 256 entries beside as many centroids would say the same again."""
+    if recipe.scoring == "hamming" or (several and not limited):
         return [0]
-    return [m for m in range(min(_PARTS, dim), 0, -1) if dim % m == 0] + [0]
+    least = 2 if several else 1
+    return [m for m in range(min(_PARTS, dim), least - 1, -1) if dim % m == 0] + [0]

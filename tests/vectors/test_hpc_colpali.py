@@ -284,7 +284,7 @@ def test_padding_and_sinks_are_never_found():
 
 def test_more_bytes_find_more():
     data, last = corpus(), 0.0
-    for share in ("0.6%", "1%", "2%", "4%", "8%", "12%", "30%"):
+    for share in ("0.6%", "1%", "2%", "3%", "4%", "6%", "8%", "12%", "30%"):
         try:
             index = HPCColPali().build(data.documents, share)
         except BudgetError as fault:
@@ -293,10 +293,10 @@ def test_more_bytes_find_more():
             continue
         with index:
             assert index.nbytes <= float(share[:-1]) / 100 * data.documents.nbytes
-            now = recall(index, data.queries)
-        assert now >= last - 0.005, (share, now, last)
+            now = recall(index, data.queries, 1)
+        assert now >= last - 0.01, (share, now, last)
         last = now
-    assert last >= 0.98
+    assert last >= 0.95
 
 
 # --- documents
