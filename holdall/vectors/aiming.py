@@ -11,25 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from holdall.vectors.metrics import best, nearest, ready
+from holdall.vectors.metrics import best, distances, nearest, ready
 
 if TYPE_CHECKING:
     from holdall.vectors.numbered import Numbered
 
 K = 10  # neighbours that count
 _QUERIES, _SHARE = 200, 40  # vectors that are asked for: at most, and one of so many
+_TIES = 8  # more of a block than are wanted: faiss tells neighbours apart by fewer digits
 Table = list[list[float]]  # probes, rerank, cost, recall
 Blocks = Iterable[tuple[np.ndarray, np.ndarray]]  # (rows [n], vectors [n, D])
 
 
-def truth(blocks: Blocks, queries: np.ndarray, k: int, metric: str) -> np.ndarray:
-    """Rows [Q, k] that are nearest to queries, by looking at all; -1 behind the last."""
+def truth(blocks: Blocks, queries: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(distances [Q, k], rows [Q, k]) of the nearest, by looking at all; infinity and -1 behind the last."""
     keys = np.full((len(queries), k), np.inf, np.float32)
     rows = np.full((len(queries), k), -1, np.int64)
     for some, raw in blocks:
-        away, places = nearest(queries, ready(raw, metric), k, metric)
+        x = ready(raw, metric)
+        _, places = nearest(queries, x, k + _TIES, metric)
+        away = distances(queries, x[places], metric)
         keys, rows = best(np.hstack([keys, away]), np.hstack([rows, some[places]]), k)
-    return rows
+    return keys, rows
 
 
 def measured(
@@ -50,18 +53,16 @@ def measured(
         queries = ready(np.concatenate([raw for _, raw in parts]), metric)
     k = min(K, shelf.count - (own is not None))
     more = k + (own is not None)
-    wanted = _without(truth(shelf.alive(), queries, more, metric), own)
-    recipe, table, most = shelf.recipe, [], 0.0
+    wanted = _without(truth(shelf.alive(), queries, more, metric)[1], own)
+    usual, table, most = shelf.recipe, [], 0.0
     for knobs, cost in sorted(settings, key=lambda s: s[1]):
-        shelf.recipe = recipe.but(**knobs)
-        found = _without(shelf.stored_rows(queries, more), own)
+        found = _without(shelf.stored_rows(queries, more, usual.but(**knobs)), own)
         share = float(np.mean([np.isin(w, f).mean() for f, w in zip(found, wanted, strict=True)]))
         if share > most + 1e-3:
-            table.append([knobs["probes"], knobs.get("rerank", recipe.rerank), cost, share])
+            table.append([knobs["probes"], knobs.get("rerank", usual.rerank), cost, share])
             most = share
         if most > 0.999:
             break
-    shelf.recipe = recipe
     return table
 
 

@@ -18,7 +18,8 @@ from holdall.vectors.metrics import METRICS
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder
-    from holdall.vectors.shelf import Given, Shelf
+    from holdall.vectors.given import Given
+    from holdall.vectors.shelf import Shelf
     from holdall.vectors.source import Vectors
 
 
@@ -48,9 +49,8 @@ class VectorIndex(Index):
     def source(self, given: Any, name: str | None = None) -> Vectors:
         """What it is built from or asked with. name: which array or column of a file."""
         from holdall.vectors.building import taken
-        from holdall.vectors.source import Vectors
 
-        return Vectors.open(given, name) if isinstance(given, str) else taken(given)
+        return taken(given, name)
 
     def build(
         self,

@@ -14,8 +14,8 @@ from holdall.files import is_local, local_path
 from holdall.kinds import Spend
 from holdall.method import Method
 from holdall.vectors.folder import STATE, Change, Folder, changing
+from holdall.vectors.given import Given
 from holdall.vectors.ids import Ids
-from holdall.vectors.shelf import Given
 from holdall.vectors.source import Vectors
 from holdall.vectors.where import Attributes
 
@@ -36,7 +36,7 @@ def built(
     """made: in place of the recipe's own, where that is to know more."""
     if to is not None and is_local(to) and (local_path(to) / STATE).exists():
         raise BadInput("output", to, "a new folder: an index is there already")
-    vectors = taken(source)
+    vectors = recipe.source(source)
     limit = recipe.allowed(vectors, budget)
     names = Ids.of(vectors.ids if ids is None else ids, vectors.count)
     table = Attributes.of(vectors.attributes() if attributes is None else attributes, vectors.count)
@@ -52,11 +52,11 @@ def built(
     return shelf
 
 
-def taken(source: Any) -> Vectors:
-    """A path or URL, an array, or what is `Vectors` already."""
+def taken(source: Any, name: str | None = None) -> Vectors:
+    """A path or URL, an array, or what is `Vectors` already. name: which array or column of a file."""
     if isinstance(source, Vectors):
         return source
-    return Vectors.open(source) if isinstance(source, str) else Vectors.of(source)
+    return Vectors.open(source, name) if isinstance(source, str) else Vectors.of(source)
 
 
 def opened(url: str, memory: Spend = None) -> Shelf:

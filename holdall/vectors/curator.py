@@ -15,7 +15,7 @@ from holdall.vectors.base import VectorIndex
 if TYPE_CHECKING:
     from holdall.vectors.curator_shelf import Tenants
     from holdall.vectors.folder import Change, Folder
-    from holdall.vectors.shelf import Given
+    from holdall.vectors.given import Given
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,10 @@ from holdall.vectors.curator_rows import Resident
 from holdall.vectors.curator_search import search, through
 from holdall.vectors.curator_state import Held
 from holdall.vectors.curator_tree import plain
+from holdall.vectors.given import Given, State
 from holdall.vectors.ids import Ids, listed
 from holdall.vectors.metrics import METRICS, asked, exactly, ready
-from holdall.vectors.shelf import Given, Shelf, State
+from holdall.vectors.shelf import Shelf
 from holdall.vectors.tenants import Name, chosen, known, named, shared
 
 if TYPE_CHECKING:

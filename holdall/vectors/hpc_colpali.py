@@ -6,21 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from holdall.errors import BadInput
-from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.vectors import documents
 from holdall.vectors.base import VectorIndex
 from holdall.vectors.late_codes import Codebook, coded
 from holdall.vectors.late_plan import planned
 from holdall.vectors.late_shelf import Pages, state
-from holdall.vectors.metrics import ready
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder
-    from holdall.vectors.shelf import Given
+    from holdall.vectors.given import Given
     from holdall.vectors.source import Vectors
 
 _CHOICES = {
@@ -139,25 +135,10 @@ class HPCColPali(VectorIndex):
     def source(self, given: Any, name: str | None = None) -> Vectors:
         return documents.source(given, name) or super().source(given, name)
 
-    def build(
-        self,
-        vectors: Any,
-        budget: Spend = None,
-        ids: Any = None,
-        *,
-        attributes: Any = None,
-        to: str | None = None,
-    ) -> Pages:
-        """As every index; vectors: documents too."""
-        return super().build(self.source(vectors), budget, ids, attributes=attributes, to=to)  # type: ignore[return-value]
-
-    def made_ready(self, rows: np.ndarray) -> np.ndarray:
-        return ready(rows, self.metric)
-
     def made(self, change: Change, given: Given) -> None:
         book = Codebook.learn(self, given.vectors, planned(self, given))
         book, sets, fine = coded(self, book, given.vectors, True)
-        given.commit(change, self, state(book, sets, fine, given.vectors.elements))
+        given.commit(change, self, state(book, sets, fine))
 
     def shelf(self, folder: Folder, limit: int | None) -> Pages:
         return Pages(self, folder, limit)

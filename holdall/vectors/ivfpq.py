@@ -13,8 +13,9 @@ from holdall.method import Paper, knob
 from holdall.optional import lazy
 from holdall.parts.codebook import ProductQuantiser, assigned, fill, kmeans
 from holdall.vectors.base import VectorIndex
+from holdall.vectors.given import Given, State
 from holdall.vectors.metrics import ready
-from holdall.vectors.shelf import Given, Shelf, State
+from holdall.vectors.shelf import Shelf
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder

@@ -13,6 +13,7 @@ from holdall.optional import lazy
 from holdall.parts.codebook import ProductQuantiser, assigned, kmeans
 from holdall.vectors.documents import Documents, split, streamed
 from holdall.vectors.late import Ends, Fine, Sets, distinct
+from holdall.vectors.metrics import ready
 from holdall.vectors.salience import kept, norms, rarity
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def sample(recipe: HPCColPali, given: Vectors) -> np.ndarray:
     else:
         rows = np.sort(draw.permutation(given.count)[: -(-recipe.sample // recipe.patches)])
         x = given.take(rows).reshape(-1, given.dim // recipe.patches)
-    x = recipe.made_ready(x)
+    x = ready(x, recipe.metric)
     real = x.any(1)
     return x[real] if real.any() else x
 
@@ -126,7 +127,7 @@ def _kept_codes(
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
     """(`distinct` codes of what is kept, vectors that each document keeps, product codes of these)."""
     rows = part.rows.read(0, part.rows.count)
-    x = recipe.made_ready(rows)
+    x = ready(rows, recipe.metric)
     codes, told = assigned(x, book.centroids), weights(recipe, part, rows)
     keep = kept(np.where(np.isnan(told), book.rare[codes], told), part.offsets, recipe.keep_docs)
     sizes = np.add.reduceat(keep, part.offsets[:-1])
@@ -160,7 +161,7 @@ def asked(recipe: HPCColPali, book: Codebook, given: Any, dim: int) -> list[np.n
     if part is None:
         return []
     rows = part.rows.read(0, part.rows.count)
-    x, found = recipe.made_ready(rows), weights(recipe, part, rows)
+    x, found = ready(rows, recipe.metric), weights(recipe, part, rows)
     codes = None
     if recipe.scoring == "symmetric" or recipe.keep_query < 1:
         codes = assigned(x, book.centroids)

@@ -13,8 +13,8 @@ from holdall.vectors.documents import Documents
 from holdall.vectors.late import bounds
 
 if TYPE_CHECKING:
+    from holdall.vectors.given import Given
     from holdall.vectors.hpc_colpali import HPCColPali
-    from holdall.vectors.shelf import Given
     from holdall.vectors.source import Vectors
 
 _SEVERAL = 2.0  # vectors a document, from which on their number makes up for what each code loses

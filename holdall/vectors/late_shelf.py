@@ -89,9 +89,6 @@ class Pages(Shelf):
             return 1 - scores / np.float32(vectors * self.book.width)
         return -scores if self.recipe.metric == "ip" else 1 - scores / np.float32(vectors)
 
-    def add(self, vectors: Any, ids: Any = None, attributes: Any = None) -> None:
-        super().add(self.recipe.source(vectors), ids, attributes)
-
     def grown(self, change: Change, vectors: Vectors, room: int | None) -> State:
         _, sets, fine = coded(self.recipe, self.book, vectors, False)
         mine, new = self.sets.lists(), sets.lists()
@@ -99,7 +96,7 @@ class Pages(Shelf):
         if self.fine is not None and fine is not None:
             ends = Ends.of(np.concatenate([self.fine.ends.sizes, fine.ends.sizes]))
             fine = Fine(fine.quantiser, ends, np.concatenate([self.fine.codes, fine.codes]))
-        return state(self.book, sets, fine, self.folder.meta["elements"] + vectors.elements)
+        return state(self.book, sets, fine)
 
     def shrunk(self, change: Change, keep: np.ndarray) -> State:
         codes, sizes = self.sets.lists()
@@ -108,12 +105,12 @@ class Pages(Shelf):
         if fine is not None:
             left = np.repeat(keep, fine.ends.sizes)
             fine = Fine(fine.quantiser, Ends.of(fine.ends.sizes[keep]), fine.codes[left])
-        return state(self.book, sets, fine, int(self.folder.meta["elements"] * keep.mean()))
+        return state(self.book, sets, fine)
 
 
-def state(book: Codebook, sets: Sets, fine: Fine | None, elements: int) -> State:
-    """elements: numbers of all vectors, which for documents are more than rows times D."""
-    arrays, told = book.stored(), {"elements": elements}
+def state(book: Codebook, sets: Sets, fine: Fine | None) -> State:
+    arrays: dict[str, np.ndarray] = book.stored()
+    told: dict[str, Any] = {}
     for part in (sets, fine):
         if part is not None:
             more, meta = part.stored()

@@ -11,9 +11,10 @@ import numpy as np
 from holdall.errors import BudgetError, CorruptArtefact
 from holdall.method import Paper
 from holdall.vectors.base import VectorIndex
+from holdall.vectors.given import Given, State
 from holdall.vectors.metrics import best, distances, nearest, ready
 from holdall.vectors.pages import Rows, page_for
-from holdall.vectors.shelf import Given, Shelf, State
+from holdall.vectors.shelf import Shelf
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder

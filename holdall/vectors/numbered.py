@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from holdall.errors import BadInput, CorruptArtefact
-from holdall.vectors.aiming import Table, measured
+from holdall.vectors.aiming import Table, measured, truth
 from holdall.vectors.bits import Bits
 from holdall.vectors.folder import Folder, changing
 from holdall.vectors.metrics import METRICS, asked
@@ -20,7 +20,7 @@ NO_BITS = np.zeros(1, np.uint8)
 
 
 class Numbered(Shelf):
-    """Writes `one`, which finds stored rows for one query; `there` is None where none is gone."""
+    """A method's shelf writes `searched`, `settings` and `alive`; `there` is None where no row is gone."""
 
     def load(self) -> None:
         told = self.folder.meta
@@ -52,9 +52,9 @@ class Numbered(Shelf):
         """Knobs of searching that are worth a try, and about what a query costs with them, in microseconds."""
 
     @property
-    def all_of_it(self) -> dict[str, Any]:
-        """Knobs by which a search looks at everything."""
-        return {"probes": max(1, self.stored), "prune": 1e30, "rerank": float(max(1, self.stored))}
+    def _thorough(self) -> Any:
+        """The method with knobs by which a search looks at everything, in no more memory than others take."""
+        return self.recipe.but(probes=max(1, self.stored), rerank=float(max(1, self.stored)))
 
     @abstractmethod
     def alive(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -76,10 +76,14 @@ class Numbered(Shelf):
         self.folder = Folder.open(self.folder.url)
         self._counts, self._reads, self._compared = counts
 
-    def stored_rows(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Stored rows [Q, k] that a search finds."""
+    def stored_rows(self, queries: np.ndarray, k: int, recipe: Any) -> np.ndarray:
+        """Stored rows [Q, k] that a search with these knobs finds."""
         keys, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        self.searched(queries, None if self.there is None else self.there.packed, keys, rows)
+        usual, self.recipe = self.recipe, recipe
+        try:
+            self.searched(queries, self._allowed(None), keys, rows)
+        finally:
+            self.recipe = usual
         return rows
 
     def aimed(self, recall: float) -> Any:
@@ -90,7 +94,7 @@ class Numbered(Shelf):
         for probes, rerank, _, share in self.recalls:
             if share >= recall and recall < 1:
                 return self.recipe.but(probes=int(probes), rerank=rerank)
-        return self.recipe.but(**self.all_of_it)
+        return self._thorough
 
     @property
     def recalls(self) -> Table:
@@ -103,11 +107,23 @@ class Numbered(Shelf):
         return table
 
     def find(self, queries: np.ndarray, k: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        keys, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        self.searched(queries, self._allowed(keep), keys, rows)
+        bits = self._allowed(keep)
+        if self.recipe == self._thorough:
+            away, rows = truth(self._among(bits), queries, k, self.recipe.metric)
+            self._compared += len(queries) * self.count
+        else:
+            away, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+            self.searched(queries, bits, away, rows)
+            away = np.sqrt(away) if self.recipe.metric == "l2" else away
         if self.there is not None:
             rows = np.where(rows < 0, -1, self.there.rank(np.maximum(rows, 0)))
-        return (np.sqrt(keys) if self.recipe.metric == "l2" else keys), rows
+        return away, rows
+
+    def _among(self, bits: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All vectors that may be found, a block at a time."""
+        for rows, raw in self.alive():
+            fine = slice(None) if bits is None else (bits[rows >> 3] >> (rows & 7)) & 1 > 0
+            yield rows[fine], raw[fine]
 
     def _allowed(self, keep: np.ndarray | None) -> np.ndarray | None:
         if keep is None:

@@ -163,7 +163,7 @@ def _of_index(method: Any, url: str, budget: Spend, queries: str | None, quick: 
             raise BadInput("index", url, "one whose vectors can be looked at: measure the method on a file")
         k = min(10, index.count)
         ready = metrics.asked(asked, index.dim, index.recipe.metric)
-        stored = truth(index.alive(), ready, k, index.recipe.metric)
+        _, stored = truth(index.alive(), ready, k, index.recipe.metric)
         rows = stored if index.there is None else index.there.rank(stored)
         release()
         row = _searched(index, asked, k, index.ids.at(rows))

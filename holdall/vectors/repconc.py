@@ -11,8 +11,8 @@ import numpy as np
 from holdall.errors import BadInput
 from holdall.method import Paper, knob
 from holdall.vectors.base import VectorIndex
+from holdall.vectors.given import Given
 from holdall.vectors.metrics import ready
-from holdall.vectors.shelf import Given
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder

@@ -14,8 +14,8 @@ from holdall.vectors.metrics import nearest
 from holdall.vectors.repconc_tables import Tables, learned
 
 if TYPE_CHECKING:
+    from holdall.vectors.given import Given
     from holdall.vectors.repconc import RepCONC
-    from holdall.vectors.shelf import Given
 
 _USUAL = 32  # bytes of a code, without a budget
 _HELD, _AMONG, _K = 200, 8000, 10  # rows that are held out, what they are looked for in, and how many of each

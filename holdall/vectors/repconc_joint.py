@@ -19,8 +19,9 @@ from holdall.vectors.repconc_tables import Tables
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
+    from holdall.vectors.given import Given
     from holdall.vectors.repconc import RepCONC
-    from holdall.vectors.shelf import Given, Shelf
+    from holdall.vectors.shelf import Shelf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ import numpy as np
 from holdall.errors import CorruptArtefact
 from holdall.parts.codebook import assigned
 from holdall.vectors.folder import Change
+from holdall.vectors.given import Given, State
 from holdall.vectors.metrics import nearest, ready
 from holdall.vectors.repconc_tables import Tables
-from holdall.vectors.shelf import Given, Shelf, State
+from holdall.vectors.shelf import Shelf
 from holdall.vectors.source import Vectors
 
 if TYPE_CHECKING:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from holdall.packed import Packed
-from holdall.vectors.source import Vectors
 
 _DONE = "done.json"
 
@@ -93,11 +91,3 @@ class Buckets:
     def __iter__(self) -> Iterator[np.ndarray]:
         for path in self.paths:
             yield np.fromfile(path, self.record)
-
-
-def purpose(recipe: Any, vectors: Vectors, limit: int | None) -> str:
-    """Names a build: its method, and what stands in some of the rows."""
-    rows = np.unique(np.linspace(0, vectors.count - 1, 64).astype(np.int64))
-    some = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(vectors.take(rows)).view(np.uint8).reshape(-1).data)
-    told = [recipe.to_dict(), vectors.count, vectors.dim, vectors.dtype.name, limit, some]
-    return json.dumps(told, sort_keys=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.files import is_local, local_path
 from holdall.kinds import Hits, Searcher
 from holdall.vectors.folder import STATE, Change, Folder, changing, generation
+from holdall.vectors.given import State, written
 from holdall.vectors.ids import Ids, listed
 from holdall.vectors.metrics import asked
 from holdall.vectors.source import Vectors
@@ -20,46 +20,6 @@ from holdall.vectors.where import Attributes
 
 if TYPE_CHECKING:
     from holdall.vectors.base import VectorIndex
-
-State = tuple[dict[str, np.ndarray], dict[str, Any]]  # of a method: arrays, and what stands in the header
-
-
-@dataclass(frozen=True)
-class Given:
-    """What an index is built from. limit: bytes of memory that it may hold."""
-
-    vectors: Vectors
-    ids: Ids
-    attributes: Attributes | None
-    limit: int | None
-
-    @property
-    def beside(self) -> int:
-        """Bytes of memory that ids and attributes take."""
-        return self.ids.nbytes + (0 if self.attributes is None else self.attributes.nbytes)
-
-    def facts(self) -> dict[str, Any]:
-        raw, numbers = self.vectors.nbytes, self.vectors.count * self.vectors.dim
-        told = {"dim": self.vectors.dim, "raw_bytes": raw, "elements": numbers, "limit": self.limit}
-        return {**told, "used": self.vectors.count}
-
-    def commit(self, change: Change, recipe: VectorIndex, own: State) -> None:
-        written(change, recipe, self.ids, self.attributes, self.facts(), own)
-
-
-def written(
-    change: Change,
-    recipe: VectorIndex,
-    ids: Ids,
-    attributes: Attributes | None,
-    facts: Mapping[str, Any],
-    own: State,
-) -> None:
-    """Commit a state. facts: dim, raw_bytes, elements, limit, used (where counting ids has come to)."""
-    arrays, told = own
-    sections = {**arrays, **ids.sections(), **({} if attributes is None else attributes.sections())}
-    meta = {"room": "vectors", "method": recipe.to_dict(), "count": ids.count, **facts, **told}
-    change.commit(sections, meta)
 
 
 class Shelf(Searcher):
@@ -185,9 +145,7 @@ class Shelf(Searcher):
 
     def _added(self, vectors: Any, ids: Any, attributes: Any, grown: Callable[..., State]) -> None:
         """grown: as the method's own, which may know more of what comes."""
-        from holdall.vectors.building import taken
-
-        new = taken(vectors)
+        new = self.recipe.source(vectors)
         if new.dim != self.dim:
             raise BadInput("vectors", f"{new.dim} numbers each", f"{self.dim}, as the index has")
         told = self.folder.meta
@@ -198,7 +156,7 @@ class Shelf(Searcher):
         elif attributes is not None:
             raise BadInput("attributes", "some", "none: the index has none")
         facts = {
-            "raw_bytes": told["raw_bytes"] + new.nbytes, "elements": told["elements"] + new.count * new.dim,
+            "raw_bytes": told["raw_bytes"] + new.nbytes, "elements": told["elements"] + new.elements,
             "used": told["used"] + new.count,
         }  # fmt: skip
         beside = names.nbytes + (0 if table is None else table.nbytes)

@@ -13,7 +13,8 @@ from holdall.vectors.base import VectorIndex
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder
-    from holdall.vectors.shelf import Given, Shelf
+    from holdall.vectors.given import Given
+    from holdall.vectors.shelf import Shelf
 
 
 _LISTS: Mapping[str, Any] = {"layout": "lists"}

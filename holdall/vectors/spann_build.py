@@ -6,12 +6,14 @@ done is kept, so that a build that was killed goes on behind it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from holdall.parts.codebook import assigned
 from holdall.parts.workers import in_order
@@ -23,6 +25,7 @@ from holdall.vectors.scratch import Scratch
 from holdall.vectors.source import Vectors
 
 if TYPE_CHECKING:
+    from holdall.vectors.given import Given
     from holdall.vectors.spann import SPANN
 
 CANDIDATES = 64  # heads that a vector may choose its lists from
@@ -37,20 +40,28 @@ Owners = Callable[
 
 @dataclass(frozen=True)
 class Survey:
-    """dtype: the smallest type that holds all numbers exactly. reach: length of the longest vector."""
+    """dtype: the smallest type that holds all numbers exactly. reach: length of the longest vector. sum: of all."""
 
     dtype: np.dtype[Any]
     reach: float
+    sum: str
 
     @classmethod
     def of(cls, recipe: SPANN, vectors: Vectors) -> Survey:
         fitting = [np.dtype(n) for n in ("uint8", "int8", "float16")]
         fitting = [t for t in fitting if t.itemsize < vectors.dtype.itemsize]
-        reach = 0.0
+        reach, total = 0.0, xxhash.xxh3_128()
         for _, raw in blocks_of(recipe, vectors):
+            total.update(np.ascontiguousarray(raw).view(np.uint8).data)
             fitting = [t for t in fitting if holds(raw, t)]
             reach = max(reach, float(np.square(raw.astype(np.float64)).sum(1).max()))
-        return cls(fitting[0] if fitting else vectors.dtype, reach**0.5)
+        return cls(fitting[0] if fitting else vectors.dtype, reach**0.5, total.hexdigest())
+
+    def purpose(self, recipe: SPANN, given: Given) -> str:
+        """Names a build: one that was killed goes on only with the same method, vectors and memory."""
+        vectors = given.vectors
+        told = [recipe.to_dict(), vectors.count, vectors.dim, vectors.dtype.name, given.limit, self.sum]
+        return json.dumps(told, sort_keys=True)
 
 
 def wide(dtype: np.dtype[Any], vectors: Vectors) -> np.dtype[Any]:

@@ -26,7 +26,7 @@ from holdall.vectors.spann_lists import bytes_of, cap_of, spread
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
-    from holdall.vectors.shelf import State
+    from holdall.vectors.given import State
     from holdall.vectors.source import Vectors
     from holdall.vectors.spann_lists import Postings
 

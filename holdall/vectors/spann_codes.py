@@ -12,7 +12,6 @@ import numpy as np
 
 from holdall.errors import CorruptArtefact
 from holdall.parts.codebook import ProductQuantiser
-from holdall.vectors.aiming import truth
 from holdall.vectors.bits import Bits
 from holdall.vectors.codes_scan import nearest_codes, products
 from holdall.vectors.entries import Entries
@@ -24,12 +23,11 @@ from holdall.vectors.spann_build import placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
-    from holdall.vectors.shelf import State
+    from holdall.vectors.given import State
     from holdall.vectors.source import Vectors
 
 PROBES = 64
 _TOGETHER = 256  # queries whose heads are searched at once
-_TIES = 8  # more than are wanted, of which the nearest by exact distances are given
 _BLOCK = 4096  # vectors that are read at a time, where all are
 _READ, _LOOK = 20.0, 0.035  # microseconds, about: of a read, and of a code
 
@@ -88,9 +86,6 @@ class Coded(Numbered):
         self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
     ) -> None:
         probes, most = self.recipe.probes or PROBES, int(np.ceil(self.recipe.rerank * keys.shape[1]))
-        if most >= self.entries.count:
-            self._all(queries, bits, keys, rows)
-            return
         for first in range(0, len(queries), _TOGETHER):
             x = placed(queries[first : first + _TOGETHER], self.recipe.metric, self.reach, query=True)
             turned, (away, near) = x @ self.turn, self.heads.nearest(x, probes)
@@ -121,23 +116,6 @@ class Coded(Numbered):
         if vectors.dtype == np.float16:
             vectors = vectors.astype(np.float32)
         scan(query, self.rows[places], vectors, self.kind, NO_BITS, False, keys, rows)
-
-    def _all(self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Looks at every vector, a block at a time."""
-
-        def allowed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for some, raw in self.alive():
-                fine = slice(None) if bits is None else (bits[some >> 3] >> (some & 7)) & 1 > 0
-                yield some[fine], raw[fine]
-
-        kept = np.flatnonzero(self.there.flags) if self.there is not None else None
-        found = truth(allowed(), queries, keys.shape[1] + _TIES, self.recipe.metric)
-        self._compared += len(queries) * self.count
-        for query, mine, key, row in zip(queries, found, keys, rows, strict=True):
-            mine = mine[mine >= 0]
-            numbers = mine if kept is None else np.searchsorted(kept, mine)
-            raw = self.vectors_of(numbers)
-            scan(query, mine.astype(np.int32), raw, self.kind, NO_BITS, False, key, row)
 
     def _vectors(self, places: np.ndarray) -> np.ndarray:
         if self.whole is not None:

@@ -16,12 +16,12 @@ from holdall.vectors.bits import Bits
 from holdall.vectors.codes_scan import biases
 from holdall.vectors.entries import PAGE, Entries
 from holdall.vectors.heads import Heads
-from holdall.vectors.scratch import Scratch, purpose
+from holdall.vectors.scratch import Scratch
 from holdall.vectors.spann_build import Blocks, Closure, Spread, Survey, blocks_of, placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
-    from holdall.vectors.shelf import Given, State
+    from holdall.vectors.given import Given, State
     from holdall.vectors.spann import SPANN
 
 _ROW = 6  # bytes in memory beside a code: the row's number and the bias
@@ -87,21 +87,19 @@ def fitting(recipe: SPANN, given: Given) -> tuple[int, int] | None:
 
 def built(recipe: SPANN, change: Change, given: Given, cells: int, parts: int) -> State:
     vectors = given.vectors
-    work = Scratch(change.scratch, purpose(recipe, vectors, given.limit))
+    survey = Survey.of(recipe, vectors)
+    work, reach = Scratch(change.scratch, survey.purpose(recipe, given)), survey.reach
     if not work.has("learned"):
-        survey = Survey.of(recipe, vectors)
         wanted = min(
             vectors.count, _SAMPLE, max(_EACH * cells, 4096), recipe.build_bytes // (4 * vectors.dim)
         )
         rows = np.sort(np.random.default_rng(recipe.seed).permutation(vectors.count)[: max(1, wanted)])
-        x = placed(vectors.take(rows), recipe.metric, survey.reach)
+        x = placed(vectors.take(rows), recipe.metric, reach)
         made = Heads.sections(kmeans(x, cells, seed=recipe.seed, rounds=10), False, recipe.seed)
         owners = Heads(made).nearest(x, 1)[1][:, 0]
         coder = Coder.learn(x, owners, Heads.decoded(made), parts, recipe.seed)
-        learned = {"turn": coder.turn, "tables": coder.tables, "reach": np.array([survey.reach])}
-        work.finish("learned", {**made, **learned, "kind": np.zeros(0, survey.dtype)})
-    made = work.arrays("learned")
-    reach, entries = float(made.pop("reach")[0]), Entries("vectors-1", vectors.dim, made.pop("kind").dtype)
+        work.finish("learned", {**made, "turn": coder.turn, "tables": coder.tables})
+    made, entries = work.arrays("learned"), Entries("vectors-1", vectors.dim, survey.dtype)
     blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in blocks_of(recipe, vectors))
     arrays = laid(recipe, change, work, entries, made, blocks, vectors.count, reach)
     told = {"entries": entries.to_meta(), "reach": reach, "stored": vectors.count}

@@ -18,7 +18,7 @@ from holdall.vectors.spann_codes_build import laid, scaled
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
-    from holdall.vectors.shelf import State
+    from holdall.vectors.given import State
     from holdall.vectors.source import Vectors
     from holdall.vectors.spann_codes import Coded
 

@@ -13,18 +13,19 @@ from holdall.vectors.heads import Heads
 from holdall.vectors.lists import Lists, scan
 from holdall.vectors.metrics import ready
 from holdall.vectors.numbered import NO_BITS, Numbered
-from holdall.vectors.scratch import Scratch, purpose
+from holdall.vectors.scratch import Scratch
 from holdall.vectors.spann_build import Blocks, Closure, Spread, Survey, blocks_of, headed, placed
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change
-    from holdall.vectors.shelf import Given, State
+    from holdall.vectors.given import Given, State
     from holdall.vectors.source import Vectors
     from holdall.vectors.spann import SPANN
 
 _LIST = 20  # bytes in memory of a list: where it begins, how long it is, its checksum
 PROBES = 16
-_TOGETHER = 256  # queries whose heads are searched at once
+_QUERIES = 256  # whose heads are searched at once
+_TOGETHER = 4096  # vectors that are read at a time, where all are
 _READ, _LOOK = 20.0, 0.02  # microseconds, about: of a read, and of a vector that is compared
 
 
@@ -41,15 +42,12 @@ def cap_of(recipe: SPANN, dim: int, dtype: np.dtype[Any]) -> int:
 
 def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
     vectors = given.vectors
-    work = Scratch(change.scratch, purpose(recipe, vectors, given.limit))
+    survey = Survey.of(recipe, vectors)
+    work, reach, dtype = Scratch(change.scratch, survey.purpose(recipe, given)), survey.reach, survey.dtype
     if not work.has("heads"):
-        survey = Survey.of(recipe, vectors)
-        x = headed(recipe, work, vectors, heads, survey.reach)
-        made = Heads.sections(x, survey.dtype == np.uint8 and recipe.metric == "l2", recipe.seed)
-        more = {"reach": np.array([survey.reach]), "kind": np.zeros(0, survey.dtype)}
-        work.finish("heads", {**made, **more})
+        x = headed(recipe, work, vectors, heads, reach)
+        work.finish("heads", Heads.sections(x, dtype == np.uint8 and recipe.metric == "l2", recipe.seed))
     made = work.arrays("heads")
-    reach, dtype = float(made.pop("reach")[0]), made.pop("kind").dtype
     blocks = ((np.arange(at, at + len(raw)), raw) for at, raw in blocks_of(recipe, vectors))
     lists, spacing = spread(
         recipe, change, work, "lists-1", made, blocks, vectors.count, reach, vectors.dim, dtype
@@ -97,8 +95,8 @@ class Postings(Numbered):
         self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
     ) -> None:
         self._found: dict[int, np.ndarray] = {}
-        for first in range(0, len(queries), _TOGETHER):
-            x = placed(queries[first : first + _TOGETHER], self.recipe.metric, self.reach, query=True)
+        for first in range(0, len(queries), _QUERIES):
+            x = placed(queries[first : first + _QUERIES], self.recipe.metric, self.reach, query=True)
             away, near = self.heads.nearest(x, self.recipe.probes or PROBES)
             for i in range(len(x)):
                 fine = near[i] >= 0
@@ -140,13 +138,13 @@ class Postings(Numbered):
 
     def alive(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         seen = np.zeros(self.stored, bool)
-        for at in range(self.lists.count):
-            rows, vectors = self.lists.read(self.folder, np.array([at]))
-            left = ~seen[rows]
-            if self.there is not None:
-                left &= self.there.has(rows.astype(np.int64))
+        most = max(1, _TOGETHER // max(1, int(self.lists.counts.mean())))  # lists at a time
+        for at in range(0, self.lists.count, most):
+            rows, vectors = self.lists.read(self.folder, np.arange(at, min(at + most, self.lists.count)))
+            rows, first = np.unique(rows.astype(np.int64), return_index=True)
+            left = ~seen[rows] & (True if self.there is None else self.there.has(rows))
             seen[rows] = True
-            yield rows[left].astype(np.int64), vectors[left]
+            yield rows[left], vectors[first[left]]
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         stored = np.asarray(rows) if self.there is None else self.there.select(np.asarray(rows))

@@ -11,10 +11,11 @@ import numpy as np
 from holdall.errors import BadInput
 from holdall.method import Paper, knob
 from holdall.vectors.base import VectorIndex
+from holdall.vectors.given import Given, State
 from holdall.vectors.none import Nothing
 from holdall.vectors.random import Random
 from holdall.vectors.reranking import checked, rerank
-from holdall.vectors.shelf import Given, Shelf, State
+from holdall.vectors.shelf import Shelf
 
 if TYPE_CHECKING:
     from holdall.vectors.folder import Change, Folder

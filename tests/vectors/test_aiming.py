@@ -14,9 +14,10 @@ from holdall.vectors.quality import naive_search, real, recall
 def test_truth_is_what_exact_search_finds(metric):
     vectors, queries = real()
     blocks = ((np.arange(at, at + 100), vectors[at : at + 100]) for at in range(0, 1600, 100))
-    found = truth(blocks, ready(queries, metric), 5, metric)
-    _, wanted = naive_search(vectors, queries, 5, metric)
-    assert recall(found, wanted) > 0.998  # but for ties
+    away, rows = truth(blocks, ready(queries, metric), 5, metric)
+    exact, wanted = naive_search(vectors, queries, 5, metric)
+    np.testing.assert_allclose(away, exact, rtol=1e-5, atol=1e-6)
+    assert recall(rows, wanted) > 0.998  # but for ties
 
 
 @pytest.mark.parametrize("layout", ["lists", "codes"])
