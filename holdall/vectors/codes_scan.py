@@ -25,9 +25,10 @@ def products(query, tables, out):  # type: ignore[no-untyped-def]
 def nearest_codes(table, cells, away, starts, codes, bias, low, step, rows, keep, masked, keys, found):  # type: ignore[no-untyped-def]
     """Places of the codes that are nearest by their estimate, into keys [R] rising and found [R], -1 behind the last.
 
-    A code's estimate is the squared distance `away` of its cell, its bias (low + step * bias) and what `table` says of
-    each part. starts [S, C + 1]: where each cell of each segment begins among codes [N, M]. masked: only rows whose bit
-    in `keep` is set. The number of codes that were looked at is given back.
+    A code's estimate is what its cell adds (`away`), its bias (low + step * bias, or none where there are no biases)
+    and what `table` says of each part. starts [S, C + 1]: where each cell of each segment begins among codes [N, M].
+    masked: only rows whose bit in `keep` is set; rows may be empty where they are places. The number of codes that were
+    looked at is given back.
     """
     most, parts, count, seen = len(keys), codes.shape[1], 0, 0
     keys[:], found[:] = np.inf, -1
@@ -35,13 +36,15 @@ def nearest_codes(table, cells, away, starts, codes, bias, low, step, rows, keep
         cell = cells[j]
         if cell < 0:
             break
-        base = away[j] + low
+        base = away[j] + (low if len(bias) else np.float32(0))
         for s in range(starts.shape[0]):
             for i in range(starts[s, cell], starts[s, cell + 1]):
-                if masked and not (keep[rows[i] >> 3] >> (rows[i] & 7)) & 1:
-                    continue
+                if masked:
+                    row = np.int64(rows[i]) if len(rows) else i
+                    if not (keep[row >> 3] >> (row & 7)) & 1:
+                        continue
                 seen += 1
-                a = base + step * np.float32(bias[i])
+                a = base + step * np.float32(bias[i]) if len(bias) else base
                 b, c, d = np.float32(0), np.float32(0), np.float32(0)
                 m = 0
                 while m + 4 <= parts:  # four sums: each waits for itself alone

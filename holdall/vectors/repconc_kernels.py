@@ -1,4 +1,4 @@
-"""Kernels for codes that add up: which two entries are nearest together, and lists of codes scanned by tables."""
+"""Kernels for codes that add up: which two entries are nearest together."""
 
 from __future__ import annotations
 
@@ -46,34 +46,6 @@ def naive_pairs(x: np.ndarray, tables: np.ndarray) -> np.ndarray:
     sums = tables[0][:, None] + tables[1]  # [K, K, d]
     away = np.square(x[:, None, None].astype(np.float64) - sums).sum(-1).reshape(len(x), -1)
     return np.stack(np.unravel_index(away.argmin(1), sums.shape[:2]), 1).astype(np.uint8)
-
-
-@njit(cache=True, fastmath={"contract", "reassoc", "nsz"})
-def scan(tables, codes, norms, step, low, bases, rows, keep, starts, probed, keys, found):  # type: ignore[no-untyped-def]
-    """Into keys [k] (rising) and found [k], both of them full of what is worst: the least sums over the probed lists.
-
-    tables float32 [M, K] of one query; codes uint8 [N, M] in the order of lists, which begin at `starts` [L + 1]; norms
-    uint8 [N], low + step * norm is added, or empty; bases float32 [L], added too; rows int32 [N], or empty where they
-    are counted; keep bool [count], or empty. How many codes were scored.
-    """
-    k, parts, scored = len(keys), codes.shape[1], 0
-    for p in probed:
-        for i in range(starts[p], starts[p + 1]):
-            row = rows[i] if len(rows) else i
-            if len(keep) and not keep[row]:
-                continue
-            key = bases[p] + (low + step * norms[i] if len(norms) else np.float32(0))
-            for m in range(parts):
-                key += tables[m, codes[i, m]]
-            scored += 1
-            if key >= keys[k - 1]:
-                continue
-            at = k - 1
-            while at > 0 and keys[at - 1] > key:
-                keys[at], found[at] = keys[at - 1], found[at - 1]
-                at -= 1
-            keys[at], found[at] = key, row
-    return scored
 
 
 def naive_scan(tables: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,11 @@ from holdall.vectors.source import Vectors
 if TYPE_CHECKING:
     from holdall.vectors.repconc import RepCONC
 
-_NOTHING = {"rows": np.zeros(0, np.int32), "keep": np.zeros(0, bool), "cross": np.zeros(0, np.uint8)}
+_NOTHING: dict[str, np.ndarray] = {
+    "rows": np.zeros(0, np.int32),
+    "keep": np.zeros(0, np.uint8),
+    "cross": np.zeros(0, np.uint8),
+}
 
 
 def coded(
@@ -140,7 +144,8 @@ class CodeLists(Shelf):
         return bool(fits)
 
     def _arrange(self, owners: np.ndarray | None, codes: np.ndarray, cross: np.ndarray) -> None:
-        self.rows, self.starts = _NOTHING["rows"], np.array([0, self.count])
+        self.rows: np.ndarray = _NOTHING["rows"]
+        self.starts = np.array([0, self.count])
         if owners is not None:
             order = np.argsort(owners, kind="stable")
             self.rows = order.astype(np.int32)
@@ -157,7 +162,7 @@ class CodeLists(Shelf):
 
     def find(self, queries: np.ndarray, k: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """A condition is answered from all lists: few vectors may be left, in any of them."""
-        from holdall.vectors.repconc_kernels import scan
+        from holdall.vectors.codes_scan import nearest_codes
 
         metric, found = self.recipe.metric, np.full((len(queries), k), -1)
         keys = np.full((len(queries), k), np.inf, np.float32)
@@ -165,14 +170,16 @@ class CodeLists(Shelf):
         probed = self._probed(asked, keep is not None)
         low, step = self._state["grid"] if "grid" in self._state else (np.float32(0), np.float32(0))
         sizes = self._sizes() if metric == "l2" else np.float32(0)
-        allowed = _NOTHING["keep"] if keep is None else keep
-        bases = self._bases(asked)
+        bits = _NOTHING["keep"] if keep is None else np.packbits(keep, bitorder="little")
+        bases, starts = np.take_along_axis(self._bases(asked), probed, 1), self.starts[None]
         for i, query in enumerate(asked):
             table = self.tables.products(query[None])[0] * (-2 if metric == "l2" else -1) + sizes
-            self.scored += scan(
-                table.astype(np.float32), self.codes, self.cross, step, low, bases[i], self.rows, allowed,
-                self.starts, probed[i], keys[i], found[i],
+            self.scored += nearest_codes(
+                table.astype(np.float32), probed[i], bases[i], starts, self.codes, self.cross, low, step, self.rows,
+                bits, keep is not None, keys[i], found[i],
             )  # fmt: skip
+        if len(self.rows):
+            found = np.where(found < 0, -1, self.rows[found])
         if metric == "l2":
             keys = np.sqrt(np.maximum(keys + np.square(asked).sum(1, keepdims=True), 0))
         return np.where(found < 0, np.inf, keys + (metric == "cosine")).astype(np.float32), found

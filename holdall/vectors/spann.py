@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from holdall.errors import BadInput, BudgetError
+from holdall.errors import BadInput
 from holdall.method import Paper, knob
 from holdall.parts.workers import known
 from holdall.vectors.base import VectorIndex
@@ -135,38 +135,12 @@ class SPANN(VectorIndex):
 
     def made(self, change: Change, given: Given) -> None:
         from holdall.vectors import spann_codes_build, spann_lists
-        from holdall.vectors.bits import Bits
 
         found = None if self.layout == "lists" else spann_codes_build.fitting(self, given)
         if found is not None and (self.layout or found[1] * _SHORT >= given.vectors.dim):
             given.commit(change, self, spann_codes_build.built(self, change, given, *found))
-        elif self.layout == "codes":
-            wide, cells = given.vectors.dim + (self.metric == "ip"), 1
-            least = given.beside + Bits.bytes_of(given.vectors.count)
-            least += spann_codes_build.bytes_of(
-                given.vectors.count, cells, wide, min(self.code_bytes or 1, wide)
-            )
-            raise BudgetError(
-                given.limit or 0, least, who=self.full_name(), why="one head, codes, and the ids"
-            )
         else:
-            given.commit(change, self, spann_lists.built(self, change, given, self._heads(given)))
-
-    def _heads(self, given: Given) -> int:
-        """As many as memory allows."""
-        from holdall.vectors import spann_lists
-        from holdall.vectors.bits import Bits
-
-        wide = given.vectors.dim + (self.metric == "ip")
-        heads = max(1, round(self.ratio * given.vectors.count))
-        if given.limit is None:
-            return heads
-        beside = given.beside + Bits.bytes_of(given.vectors.count)  # which rows are there, once some are gone
-        while heads > 1 and beside + spann_lists.bytes_of(heads, wide) > given.limit:
-            heads = heads * 9 // 10
-        if (least := beside + spann_lists.bytes_of(heads, wide)) > given.limit:
-            raise BudgetError(given.limit, least, who=self.full_name(), why="one head, and the ids")
-        return heads
+            given.commit(change, self, spann_lists.built(self, change, given))
 
     def shelf(self, folder: Folder, limit: int | None) -> Shelf:
         from holdall.vectors import spann_codes, spann_lists

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from holdall.errors import BudgetError
 from holdall.parts.codebook import ProductQuantiser, even_turn, kmeans
 from holdall.vectors.bits import Bits
 from holdall.vectors.codes_scan import biases
@@ -69,20 +70,23 @@ def cells_of(recipe: SPANN, count: int) -> int:
 
 
 def fitting(recipe: SPANN, given: Given) -> tuple[int, int] | None:
-    """(heads, bytes of a code) for the memory given; None where there is too little."""
+    """(heads, bytes of a code) for the memory given. Where there is too little: None, or BudgetError where codes were
+    asked for."""
     count, dim = given.vectors.count, given.vectors.dim + (recipe.metric == "ip")
-    cells, most = cells_of(recipe, count), recipe.code_bytes or max(1, dim // 4)
-    if given.limit is None:
-        return cells, min(most, dim)
     beside = given.beside + Bits.bytes_of(count)  # which rows are there, once some are gone
+    cells, least = cells_of(recipe, count), min(recipe.code_bytes or 1, dim)
+    if given.limit is None:
+        return cells, min(recipe.code_bytes or max(1, dim // 4), dim)
+    most = least if recipe.code_bytes else max(1, dim // 2)
     while cells:
-        for parts in range(min(recipe.code_bytes or dim // 2, dim), 0, -1):
-            if recipe.code_bytes and parts < min(recipe.code_bytes, dim):
-                break
+        for parts in range(most, least - 1, -1):
             if beside + bytes_of(count, cells, dim, parts) <= given.limit:
                 return cells, parts
         cells = cells * 3 // 4
-    return None
+    if recipe.layout is None:
+        return None
+    needed = beside + bytes_of(count, 1, dim, least)
+    raise BudgetError(given.limit, needed, who=recipe.full_name(), why="one head, codes, and the ids")
 
 
 def built(recipe: SPANN, change: Change, given: Given, cells: int, parts: int) -> State:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from holdall.errors import CorruptArtefact
+from holdall.errors import BudgetError, CorruptArtefact
 from holdall.vectors.bits import Bits
 from holdall.vectors.heads import Heads
 from holdall.vectors.lists import Lists, scan
@@ -40,8 +40,22 @@ def cap_of(recipe: SPANN, dim: int, dtype: np.dtype[Any]) -> int:
     return max(2, most // (4 + dim * dtype.itemsize))
 
 
-def built(recipe: SPANN, change: Change, given: Given, heads: int) -> State:
-    vectors = given.vectors
+def fitting(recipe: SPANN, given: Given) -> int:
+    """As many heads as memory allows; BudgetError where it is too little for one."""
+    count, wide = given.vectors.count, given.vectors.dim + (recipe.metric == "ip")
+    heads = max(1, round(recipe.ratio * count))
+    if given.limit is None:
+        return heads
+    beside = given.beside + Bits.bytes_of(count)  # which rows are there, once some are gone
+    while heads > 1 and beside + bytes_of(heads, wide) > given.limit:
+        heads = heads * 9 // 10
+    if (least := beside + bytes_of(heads, wide)) > given.limit:
+        raise BudgetError(given.limit, least, who=recipe.full_name(), why="one head, and the ids")
+    return heads
+
+
+def built(recipe: SPANN, change: Change, given: Given) -> State:
+    vectors, heads = given.vectors, fitting(recipe, given)
     survey = Survey.of(recipe, vectors)
     work, reach, dtype = Scratch(change.scratch, survey.purpose(recipe, given)), survey.reach, survey.dtype
     if not work.has("heads"):

@@ -9,32 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deadly import DEADLY
 
 from holdall.errors import BadInput, CorruptArtefact
 from holdall.vectors import Nothing
 from holdall.vectors.folder import Folder, changing
 from holdall.vectors.quality import real
 
-KILLED = """
-import os, signal, sys
+KILLED = (
+    DEADLY
+    + """
+import sys
 import numpy as np
 from holdall.vectors import Nothing
 from holdall.vectors.folder import Change
 what, n, url = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 x = np.load(os.path.join(os.path.dirname(url), "x.npy"))
-calls = [0]
-def deadly(real):
-    def act(*args, **named):
-        calls[0] += 1
-        if calls[0] == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **named)
-    return act
 with Nothing().open(url) as index:
     os.fsync, os.replace, Change.append = deadly(os.fsync), deadly(os.replace), deadly(Change.append)
     index.add(x, np.arange(10_000, 10_000 + len(x))) if what == "add" else index.remove(np.arange(0, 900))
 print(calls[0])
 """
+)
 
 
 @pytest.mark.parametrize("what", ["add", "remove"])

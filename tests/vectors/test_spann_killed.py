@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from deadly import DEADLY
 
-KILLS = """
-import json, os, shutil, signal, sys
+KILLS = (
+    DEADLY
+    + """
+import json, shutil, sys
 import numpy as np
 from holdall.vectors import SPANN
 from holdall.vectors.folder import Change
@@ -20,18 +23,12 @@ vectors, queries = vectors[:800], queries[:20]
 method = SPANN(layout=layout, build_bytes=120_000, ratio=0.1, list_bytes=6_000, cells=40, code_bytes=8)
 
 
-def forked(act, n):
+def forked(act, at):
     "Whether it got through without having been killed at its n-th write."
+    global n
+    n = at
     pid = os.fork()
     if pid == 0:
-        calls = [0]
-        def deadly(real):
-            def done(*args, **named):
-                calls[0] += 1
-                if calls[0] == n:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **named)
-            return done
         Buckets.add, Change.append = deadly(Buckets.add), deadly(Change.append)
         os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
         try:
@@ -62,10 +59,10 @@ told = {"build": 0, "resumed": 0, "change": 0}
 draw = np.random.default_rng(0)
 while True:  # each time a little later, going on from what was done
     told["build"] += 1
-    n = int(draw.integers(1, 5 + {"lists": 30, "codes": 3}[layout] * told["build"]))
+    at = int(draw.integers(1, 5 + {"lists": 30, "codes": 3}[layout] * told["build"]))
     if os.path.exists(f"{url}/building/done.json"):
         told["resumed"] += 1 if json.load(open(f"{url}/building/done.json"))["steps"] else 0
-    if forked(lambda: method.build(vectors[:500], to=url).close(), n):
+    if forked(lambda: method.build(vectors[:500], to=url).close(), at):
         break
     assert not os.path.exists(f"{url}/index.hold") or content(url)[2].tolist() == wanted[2].tolist()
     if os.path.exists(f"{url}/index.hold"):
@@ -85,15 +82,15 @@ def remove():
 for act in (add, remove, add_much):
     with SPANN().open(url) as index:
         before, ids = index.count, index.search(queries, 5).ids
-    n = 1
-    while not forked(act, n):
+    at = 1
+    while not forked(act, at):
         with SPANN().open(url) as index:
             index.folder.check()
             if index.count != before:
                 break
             assert np.array_equal(index.search(queries, 5).ids, ids)
         told["change"] += 1
-        n += int(draw.integers(1, {"lists": 16, "codes": 3}[layout]))
+        at += int(draw.integers(1, {"lists": 16, "codes": 3}[layout]))
 with SPANN().open(url) as index:
     index.folder.check()
     assert index.count == 500 + 150 - 200 + 2 * len(vectors)
@@ -106,6 +103,7 @@ with SPANN().open(url) as index:
 assert set(os.listdir(url)) == named, os.listdir(url)
 print(json.dumps(told))
 """
+)
 
 
 @pytest.mark.parametrize("layout", ["lists", "codes"])

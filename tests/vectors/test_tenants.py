@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from deadly import DEADLY
 from vectors.tenanted import best_of, tenanted
 
 from holdall.errors import BadInput, BudgetError
@@ -102,23 +103,18 @@ def test_whole_numbers_strings_and_lists_name_tenants():
         assert index.search(vectors[4], 1, tenant="y").ids[0, 0] != "é4"
 
 
-KILLED = """
-import os, signal, sys
+KILLED = (
+    DEADLY
+    + """
+import sys
 from holdall.vectors import Curator
 from holdall.vectors.folder import Change
 what, n, url = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-calls = [0]
-def deadly(real):
-    def act(*args, **named):
-        calls[0] += 1
-        if calls[0] == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **named)
-    return act
 with Curator().open(url) as index:
     os.fsync, os.replace, Change.commit = deadly(os.fsync), deadly(os.replace), deadly(Change.commit)
     getattr(index, what)(range(0, 900), "a")
 """
+)
 
 
 @pytest.mark.parametrize("what", ["grant", "revoke"])
