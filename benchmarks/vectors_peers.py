@@ -34,10 +34,16 @@ def on_disk(data: Any, args: Any) -> Rows:
         for python, script in ((args.lance_python, "lance_search"), (args.diskann_python, "diskann_search")):
             if python is None:
                 continue
-            done = subprocess.run(
-                [python, HERE / "peers" / f"{script}.py", folder], capture_output=True, text=True, check=False,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1", "LANCE_IO_THREADS": "1"},
-            )  # fmt: skip
+            # LanceDB stands still with one thread
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "2", "LANCE_IO_THREADS": "2"}
+            command = [python, HERE / "peers" / f"{script}.py", folder]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, env=env, timeout=1800, check=False
+                )
+            except subprocess.TimeoutExpired:
+                yield script, {"failed": "not done after 1,800 seconds"}
+                continue
             if done.returncode:
                 yield script, {"failed": done.stderr.strip().splitlines()[-1][:160]}
                 continue
