@@ -45,7 +45,7 @@ def test_the_share_that_is_asked_for_is_found(layout, tmp_path):
             with pytest.raises(BadInput, match="recall"):
                 index.search(queries, 10, recall=wrong)
     assert layout == "codes" or reads[0.5] <= reads[0.9] <= reads[0.97]
-    assert whole <= reads[1.0] < 1.5 * whole  # everything once, for all queries
+    assert 0.98 * whole < reads[1.0] < 1.02 * whole  # everything once, for all queries
 
 
 @pytest.mark.parametrize("layout", ["lists", "codes"])

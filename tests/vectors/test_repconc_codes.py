@@ -148,19 +148,3 @@ def test_dimensions_need_no_dividers():
     for rotation in ("opq", "none"):
         with RepCONC(parts=14, lists=1, rotation=rotation, entries=64, rounds=3).build(x) as index:
             assert recall(index.search(x[:60], 5).ids, wanted) > 0.75
-
-
-def test_gradients_go_straight_through_to_the_encoder_and_to_the_entries_taken():
-    draw = np.random.default_rng(0)
-    module = Quantiser(Tables(draw.normal(size=(3, 1, 4, 2)).astype(np.float32)))
-    turned = torch.tensor(draw.normal(size=(5, 6)).astype(np.float32), requires_grad=True)
-    codes, weight = module.nearest(turned), torch.tensor(draw.normal(size=(5, 6)).astype(np.float32))
-    out = module.through(turned, codes)
-    torch.testing.assert_close(out, module.values(codes))
-    (out * weight).sum().backward()
-    torch.testing.assert_close(turned.grad, weight)
-    wanted = torch.zeros(3, 4, 2)
-    for row, own in zip(weight.view(5, 3, 2), codes, strict=True):
-        for part in range(3):
-            wanted[part, own[part]] += row[part]
-    torch.testing.assert_close(module.entries.grad, wanted)

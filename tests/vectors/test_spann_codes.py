@@ -7,7 +7,7 @@ import pytest
 
 from holdall.errors import BudgetError, CorruptArtefact
 from holdall.parts.codebook import ProductQuantiser, even_turn
-from holdall.vectors import IVFPQ, SPANN, SuperGlobal
+from holdall.vectors import IVFPQ, SPANN, SuperGlobal, spann_codes_build
 from holdall.vectors.codes_scan import nearest_codes, products
 from holdall.vectors.entries import PAGE, Entries
 from holdall.vectors.folder import Folder, changing
@@ -83,6 +83,20 @@ def test_directions_share_variance_out():
     assert lost["even"] < 0.8 * lost["plain"]
     odd = even_turn(x, 5)
     assert odd.shape == (24, 25) and np.allclose(np.square(x @ odd).sum(1), np.square(x).sum(1), rtol=1e-4)
+
+
+def test_codes_find_more_in_even_directions(monkeypatch):
+    draw = np.random.default_rng(0)
+    mix = np.linalg.qr(draw.normal(size=(32, 32)))[0]
+    x = ((draw.normal(size=(4200, 32)) * 0.85 ** np.arange(32)) @ mix).astype(np.float32)
+    vectors, queries = x[200:], x[:200]
+    _, wanted = naive_search(vectors, queries, 10, "l2")
+    found = []
+    for _ in range(2):
+        with SPANN(layout="codes", code_bytes=8, cells=64).build(vectors) as index:
+            found.append(recall(_by_codes(index, queries), wanted))
+        monkeypatch.setattr(spann_codes_build, "even_turn", lambda x, parts: np.eye(32, dtype=np.float32))
+    assert found[0] > found[1] + 0.04
 
 
 @pytest.mark.parametrize(
