@@ -273,3 +273,76 @@ class Index(Method):
     @abstractmethod
     def open(self, url: str, memory: Spend = None) -> Searcher:
         """A written index, in no more memory than that; None: what it was built for."""
+
+
+class Receipt(ABC):
+    """Of one save. `blocked`: seconds that the caller was held up, waits before an update included."""
+
+    step: int
+    blocked: float
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it is durable: bytes that were written. What went wrong is raised here, and by the next save."""
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether it is durable: another process, or this one after a power cut, would load it."""
+
+
+class Keeper(ABC):
+    """An open folder of checkpoints. Each is there whole or not at all; the newest whole one stays until another is.
+
+    A state is what torch calls one: dicts and lists of tensors, numbers, strings and None, nested. Nothing is pickled.
+    """
+
+    @abstractmethod
+    def save(self, step: int, state: Any, wait: bool = False) -> Receipt:
+        """Keep the state as it is now. Unless `wait`, it goes on in the background: call `ready` before changing it."""
+
+    @abstractmethod
+    def ready(self) -> float:
+        """Hold the caller until the state that was given to `save` may change: the seconds that it took."""
+
+    @abstractmethod
+    def load(self, step: int | None = None, like: Any = None) -> Any:
+        """A state, by default the newest. like: a state whose tensors are filled in place (their shapes and types are
+        compared first) and which is given back."""
+
+    @abstractmethod
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are whole, rising."""
+
+    @abstractmethod
+    def traffic(self) -> Mapping[str, float]:
+        """What was copied, written and waited for so far."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what is under way and give everything back; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _k: type[BaseException] | None, _e: object, _t: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store(Method):
+    """Keeps states of training, safe against a kill at any moment. Budgets count memory beside the state itself."""
+
+    kind: ClassVar[str] = "store"
+
+    @abstractmethod
+    def open(self, url: str, memory: Spend = None) -> Keeper:
+        """A folder of checkpoints, new or not; BudgetError with the least memory that would do."""
+
+    def save(self, state: Any, url: str, wait: bool = True, step: int = 0) -> Receipt:
+        with self.open(url) as keeper:
+            return keeper.save(step, state, wait)
+
+    def load(self, url: str, like: Any = None) -> Any:
+        with self.open(url) as keeper:
+            return keeper.load(like=like)

@@ -1,0 +1,6 @@
+"""Checkpoints: training state to keep, and to find again after a kill, on more workers or fewer.
+
+You hold the state of a run: parameters, states of the optimizer, step, random numbers, where the data stands.
+"""
+
+__all__: list[str] = []
