@@ -59,7 +59,7 @@ def measured(
         found = _without(shelf.stored_rows(queries, more, usual.but(**knobs)), own)
         share = float(np.mean([np.isin(w, f).mean() for f, w in zip(found, wanted, strict=True)]))
         if share > most + 1e-3:
-            table.append([knobs["probes"], knobs.get("rerank", usual.rerank), cost, share])
+            table.append([knobs["probes"], knobs.get("rerank", 1.0), cost, share])
             most = share
         if most > 0.999:
             break

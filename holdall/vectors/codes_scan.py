@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from holdall.vectors.lists import scan
+
 FAST = {"contract", "reassoc", "nsz"}
 
 
@@ -65,6 +67,29 @@ def nearest_codes(table, cells, away, starts, codes, bias, low, step, rows, keep
                     keys[at], found[at] = keys[at - 1], found[at - 1]
                     at -= 1
                 keys[at], found[at] = a, i
+    return seen
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def nearest_held(  # type: ignore[no-untyped-def]
+    queries, turned, tables, table, near, away, starts, codes, bias, low, step, rows, keep, masked, vectors, metric,
+    most, keys, found,
+):  # fmt: skip
+    """Of each query [Q, D] the nearest of what the codes say is near, by the vectors [N, D] themselves: into keys and
+    found [Q, k], as `scan` has them. How many codes were looked at is given back."""
+    guess, places, seen = np.empty(most, np.float32), np.empty(most, np.int64), 0
+    mine, close = np.empty(most, np.int32), np.empty((most, vectors.shape[1]), vectors.dtype)
+    for q in range(len(queries)):
+        products(turned[q], tables, table)
+        seen += nearest_codes(
+            table, near[q], away[q], starts, codes, bias, low, step, rows, keep, masked, guess, places
+        )
+        count = 0
+        while count < most and places[count] >= 0:
+            mine[count] = rows[places[count]]
+            close[count] = vectors[places[count]]
+            count += 1
+        scan(queries[q], mine[:count], close[:count], metric, keep, False, keys[q], found[q])
     return seen
 
 

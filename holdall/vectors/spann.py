@@ -102,7 +102,11 @@ class SPANN(VectorIndex):
         "bytes of a code; None: what fits, up to half a number's count, a quarter without a budget",
         other=4,
     )
-    rerank: float = knob(2.0, "vectors that are read for each that is wanted", other=1.2)
+    rerank: float | None = knob(
+        None,
+        "vectors that are read for each that is wanted; None: 2 from disk, 8 from memory",
+        other=1.2,
+    )
     build_bytes: int = knob(
         256 << 20, "of vectors that a worker holds while building", unit="B", other=100_000, at=_LISTS
     )
@@ -120,7 +124,7 @@ class SPANN(VectorIndex):
         if (
             least < 1
             or self.branches < 2
-            or self.rerank < 1
+            or (self.rerank is not None and self.rerank < 1)
             or not 0 < self.ratio <= 1
             or self.build_bytes < 1
         ):
@@ -135,10 +139,12 @@ class SPANN(VectorIndex):
 
     def made(self, change: Change, given: Given) -> None:
         from holdall.vectors import spann_codes_build, spann_lists
+        from holdall.vectors.spann_build import Survey
 
         found = None if self.layout == "lists" else spann_codes_build.fitting(self, given)
         if found is not None and (self.layout or found[1] * _SHORT >= given.vectors.dim):
-            given.commit(change, self, spann_codes_build.built(self, change, given, *found))
+            survey = Survey.of(self, given.vectors)
+            given.commit(change, self, spann_codes_build.built(self, change, given, survey, *found))
         else:
             given.commit(change, self, spann_lists.built(self, change, given))
 

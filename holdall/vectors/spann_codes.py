@@ -13,7 +13,7 @@ import numpy as np
 from holdall.errors import CorruptArtefact
 from holdall.parts.codebook import ProductQuantiser
 from holdall.vectors.bits import Bits
-from holdall.vectors.codes_scan import nearest_codes, products
+from holdall.vectors.codes_scan import nearest_codes, nearest_held, products
 from holdall.vectors.entries import Entries
 from holdall.vectors.heads import Heads
 from holdall.vectors.lists import scan
@@ -27,9 +27,14 @@ if TYPE_CHECKING:
     from holdall.vectors.source import Vectors
 
 PROBES = 64
+RERANK, RERANK_HELD = 2.0, 8.0
 _TOGETHER = 256  # queries whose heads are searched at once
 _BLOCK = 4096  # vectors that are read at a time, where all are
-_READ, _LOOK = 20.0, 0.035  # microseconds, about: of a read, and of a code
+_READ, _HELD, _LOOK = (
+    20.0,
+    0.1,
+    0.02,
+)  # microseconds, about: of a vector from disk, from memory, and of a code
 
 
 class Coded(Numbered):
@@ -79,18 +84,32 @@ class Coded(Numbered):
     def settings(self) -> list[tuple[dict[str, Any], float]]:
         each = _LOOK * self.entries.count / self.heads.count
         tried = [p for p in (8, 16, 32, 48, 64, 96, 128, 256) if p <= 2 * self.heads.count]
-        ranks = (1.2, 1.4, 1.6, 2.0, 2.5, 3.0, 5.0)
-        return [({"probes": p, "rerank": r}, 10 * r * _READ + p * each) for r in ranks for p in tried]
+        vector = _READ if self.whole is None else _HELD
+        ranks = (
+            [1.2, 1.4, 1.6, 2.0, 2.5, 3.0, 5.0] if self.whole is None else [2.0, 4.0, 6.0, 8.0, 12.0, 20.0]
+        )
+        return [({"probes": p, "rerank": r}, 10 * r * vector + p * each) for r in ranks for p in tried]
 
     def searched(
         self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
     ) -> None:
-        probes, most = self.recipe.probes or PROBES, int(np.ceil(self.recipe.rerank * keys.shape[1]))
+        held = self.whole is not None and self.whole.dtype != np.float16  # which kernels do not know
+        rerank = self.recipe.rerank or (RERANK if self.whole is None else RERANK_HELD)
+        probes, most = self.recipe.probes or PROBES, int(np.ceil(rerank * keys.shape[1]))
         for first in range(0, len(queries), _TOGETHER):
-            x = placed(queries[first : first + _TOGETHER], self.recipe.metric, self.reach, query=True)
+            some = slice(first, min(first + _TOGETHER, len(queries)))
+            x = placed(queries[some], self.recipe.metric, self.reach, query=True)
             turned, (away, near) = x @ self.turn, self.heads.nearest(x, probes)
-            for i in range(len(x)):
-                q = first + i
+            left: Any = range(len(x))
+            if held:
+                self._compared += nearest_held(
+                    queries[some], turned, self.flat, self.table, near, away, self.starts, self.codes, self.bias,
+                    self.scale[0], self.scale[1], self.rows, NO_BITS if bits is None else bits, bits is not None,
+                    self.whole, self.kind, most, keys[some], rows[some],
+                )  # fmt: skip
+                left = np.flatnonzero(rows[some, -1] < 0) if near.shape[1] < self.heads.count else ()
+            for i in left:
+                q = first + int(i)
                 products(turned[i], self.flat, self.table)
                 self._one(queries[q], x[i : i + 1], (away[i], near[i]), most, bits, keys[q], rows[q])
 

@@ -89,9 +89,21 @@ def fitting(recipe: SPANN, given: Given) -> tuple[int, int] | None:
     raise BudgetError(given.limit, needed, who=recipe.full_name(), why="one head, codes, and the ids")
 
 
-def built(recipe: SPANN, change: Change, given: Given, cells: int, parts: int) -> State:
+def shorter(recipe: SPANN, given: Given, dtype: np.dtype[np.generic], cells: int, parts: int) -> int:
+    """Bytes of a code, fewer where that lets memory hold the vectors themselves, which then make up for it."""
+    count, dim = given.vectors.count, given.vectors.dim
+    if given.limit is None or recipe.code_bytes:
+        return parts
+    room = given.limit - given.beside - Bits.bytes_of(count) - count * dim * dtype.itemsize
+    for short in range(min(parts, max(1, dim // 8)), max(1, dim // 16) - 1, -1):
+        if bytes_of(count, cells, dim + (recipe.metric == "ip"), short) <= room:
+            return short
+    return parts
+
+
+def built(recipe: SPANN, change: Change, given: Given, survey: Survey, cells: int, parts: int) -> State:
     vectors = given.vectors
-    survey = Survey.of(recipe, vectors)
+    parts = shorter(recipe, given, survey.dtype, cells, parts)
     work, reach = Scratch(change.scratch, survey.purpose(recipe, given)), survey.reach
     if not work.has("learned"):
         wanted = min(

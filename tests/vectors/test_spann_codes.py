@@ -33,6 +33,37 @@ def test_few_pages_find_what_codes_alone_cannot():
     assert told["bytes_read"] < 20 * len(queries) * 1.5 * PAGE + disk
 
 
+def test_vectors_are_held_where_shorter_codes_let_them_be():
+    """Nothing is then read, and the nearest are those that reading finds, with conditions too."""
+    vectors, queries = real()
+    x, q = np.rint(vectors), np.rint(queries)
+    limit = int(0.7 * x.nbytes)
+    with SPANN(layout="codes").build(x, limit, attributes={"n": np.arange(len(x)) % 3}) as index:
+        assert index.whole is not None and index.whole.dtype == np.uint8 and index.nbytes <= limit
+        assert index.codes.shape[1] <= x.shape[1] // 8
+        _, wanted = naive_search(x, q, 10, "l2")
+        before = index.traffic()
+        held = [
+            index.search(q, 10),
+            index.search(q, 10, where="n = 1"),
+            index.search(q, 10, where=np.arange(7, 20)),
+        ]
+        assert index.traffic()["bytes_read"] == before["bytes_read"]
+        assert recall(held[0].ids, wanted) > 0.95
+        index.whole, index.recipe = None, index.recipe.but(rerank=8.0)
+        read = [
+            index.search(q, 10),
+            index.search(q, 10, where="n = 1"),
+            index.search(q, 10, where=np.arange(7, 20)),
+        ]
+        assert index.traffic()["bytes_read"] > before["bytes_read"]
+        for one, other in zip(held, read, strict=True):
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_allclose(one.distances, other.distances, rtol=1e-6)
+    with SPANN(layout="codes", code_bytes=16).build(x, limit) as index:
+        assert index.codes.shape[1] == 16
+
+
 def _by_codes(index, queries):
     """The ten nearest by their codes only."""
     turned, (away, near) = queries @ index.turn, index.heads.nearest(queries, 64)
