@@ -133,7 +133,7 @@ class PackingLoader:
 
     def _read(self, worker: Worker) -> Chunk:
         empty = 0  # epochs in which there was nothing for this worker
-        while empty < 3:
+        while empty < 100:
             span = worker.spans[0]
             at = span.next(len(self._source))
             if at is None:
