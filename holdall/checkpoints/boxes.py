@@ -18,7 +18,7 @@ class Box(NamedTuple):
     lengths: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         return math.prod(self.lengths)
 
     def moved(self, by: Iterable[int]) -> Box:
@@ -105,7 +105,7 @@ def uncovered(wanted: Box, have: Iterable[Box]) -> list[Box]:
 
 def rows(box: Box, most: int) -> list[Box]:
     """The box cut along its leading axes into parts of at most `most` elements (one at least), in row-major order."""
-    if box.count <= max(most, 1) or not box.lengths:
+    if box.elements <= max(most, 1) or not box.lengths:
         return [box]
     row = math.prod(box.lengths[1:])
     if row > most:
@@ -140,7 +140,7 @@ def span(part: Box, stored: Box) -> tuple[int, int, tuple[int, ...]]:
 def pieces(part: Box, stored: Box, waste: int) -> list[Box]:
     """`part` in as few reads of `stored` as leave out each gap of more than `waste` elements."""
     first, stop, strides = span(part, stored)
-    if stop - first == part.count:
+    if stop - first == part.elements:
         return [part]
     for axis, stride in enumerate(strides):
         if part.lengths[axis] > 1:

@@ -40,7 +40,7 @@ class Held(NamedTuple):
     def cut(self, full: Any) -> Any:
         """The part of a full tensor: the box where that is all of it, else a vector."""
         part = full[self.base.slices()]
-        whole = self.start == 0 and self.stop == self.base.count
+        whole = self.start == 0 and self.stop == self.base.elements
         return part if whole else part.reshape(-1)[self.start : self.stop]
 
 
@@ -107,7 +107,7 @@ class Layout:
                     offset, lengths = list(base.offset), list(base.lengths)
                     offset[axis], lengths[axis] = low, high - low
                     base = Box(tuple(offset), tuple(lengths))
-                parts.append(Held(name, base, 0, base.count))
+                parts.append(Held(name, base, 0, base.elements))
         flat = self.zero == 3 or (self.zero > 0 and kind == "optim")
         return _flat(parts, self.dp, data) if flat else [p for p in parts if p.stop]
 

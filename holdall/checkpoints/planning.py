@@ -22,7 +22,7 @@ class Item(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return self.box.count * self.each
+        return self.box.elements * self.each
 
 
 def deal(plans: Sequence[Sequence[Item]]) -> list[list[Item]]:
@@ -168,7 +168,7 @@ def share(
             for group in filter(None, groups):
                 reader = min({r for r, _ in group}, key=lambda r: (loads[r], r))
                 hull = _hull([b for _, b in group])
-                loads[reader] += hull.count * each
+                loads[reader] += hull.elements * each
                 reads.append(Read(entry, hull, reader, tuple(group)))
     return reads
 

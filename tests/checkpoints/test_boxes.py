@@ -95,7 +95,7 @@ def test_reads_of_a_stored_box_give_the_part(case, waste):
         read += stop - first
     assert np.array_equal(got, whole[part.slices()])
     if waste == 0:
-        assert read == part.count
+        assert read == part.elements
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,7 +104,7 @@ def test_rows_are_the_box_in_order(case, most):
     shape, box, _ = case
     numbers = np.arange(math.prod(shape)).reshape(shape)
     cut = boxes.rows(box, most)
-    assert max(c.count for c in cut) <= most
+    assert max(c.elements for c in cut) <= most
     assert np.array_equal(
         np.concatenate([numbers[c.slices()].ravel() for c in cut]), numbers[box.slices()].ravel()
     )

@@ -89,9 +89,9 @@ def test_each_byte_is_read_by_one_rank():
     for dp, once in itertools.product((1, 4), (True, False)):
         wants = [[(0, stored[0][0]), (1, stored[1][0])] for _ in range(dp)]
         reads = planning.share(stored, wants, 64, once)
-        total = sum(r.box.count * stored[r.entry][1] for r in reads)
+        total = sum(r.box.elements * stored[r.entry][1] for r in reads)
         assert total == (1 if once else dp) * (40 * 8 * 4 + 33 * 2)
-        loads = [sum(r.box.count * stored[r.entry][1] for r in reads if r.reader == i) for i in range(dp)]
+        loads = [sum(r.box.elements * stored[r.entry][1] for r in reads if r.reader == i) for i in range(dp)]
         assert max(loads) - min(loads) <= 128
     for _ in range(30):  # any wants at all: what is taken is what was wanted, and the reader has read it
         wants = []
@@ -122,11 +122,11 @@ def test_each_byte_is_read_by_one_rank():
 
 def test_rounds_hold_what_the_window_allows():
     reads = planning.share([(boxes.whole((64, 8)), 4)], [[(0, boxes.whole((64, 8)))]] * 2, 128)
-    found = planning.rounds(reads, 2, lambda r: r.box.count * 4, 256)
+    found = planning.rounds(reads, 2, lambda r: r.box.elements * 4, 256)
     assert sorted(itertools.chain(*found)) == sorted(reads) and len(found) == 4
     for some in found:
         for rank in range(2):
-            assert sum(r.box.count * 4 for r in some if r.reader == rank) <= 256
+            assert sum(r.box.elements * 4 for r in some if r.reader == rank) <= 256
 
 
 @pytest.mark.parametrize(
