@@ -134,6 +134,7 @@ class Runtime(Method):
     doors: ClassVar[
         tuple[str, ...]
     ] = ()  # functions that bring pages in; the checks make their n-th call fail
+    changes_artefact: ClassVar[bool] = False  # training does: checks that compare runs rehearse each anew
 
     @abstractmethod
     def open(self, artefact: Any, budget: Spend = None) -> Session:

@@ -46,6 +46,7 @@ class TrainingRuntime(Runtime):
     the optimizer and activations; a share is of what plain training would hold."""
 
     room: ClassVar[str] = "training"
+    changes_artefact: ClassVar[bool] = True  # the user's module is trained, not a copy
 
     @abstractmethod
     def open(self, artefact: Run, budget: Spend = None) -> Trainee:
