@@ -6,7 +6,6 @@ the range that ZeRO left it of that.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from holdall.checkpoints import boxes
 from holdall.checkpoints.boxes import Box
 from holdall.errors import BadInput
+from holdall.parts import partition
 
 # Which axis of a weight tensor parallelism splits, by what its name ends in; others are on every rank of a group.
 TRANSFORMER = (
@@ -113,15 +113,13 @@ class Layout:
 
 
 def _flat(parts: list[Held], owners: int, owner: int) -> list[Held]:
-    """Of all parts end to end, padded to a whole number of slices, the slice of one owner."""
-    each = math.ceil(sum(p.stop for p in parts) / owners)
-    low, high, at, found = owner * each, (owner + 1) * each, 0, []
-    for part in parts:
-        start, stop = max(low - at, 0), min(high - at, part.stop)
-        if start < stop:
-            found.append(Held(part.name, part.base, start, stop))
-        at += part.stop
-    return found
+    """Of all parts end to end, the slice of one owner."""
+    sizes = [p.stop for p in parts]
+    span = partition.share(sum(sizes), owners, owner)
+    return [
+        Held(parts[p.tensor].name, parts[p.tensor].base, p.start, p.stop)
+        for p in partition.pieces(sizes, span)
+    ]
 
 
 def _layer(name: str) -> int | None:
