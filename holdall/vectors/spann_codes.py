@@ -30,11 +30,7 @@ PROBES = 64
 RERANK, RERANK_HELD = 2.0, 8.0
 _TOGETHER = 256  # queries whose heads are searched at once
 _BLOCK = 4096  # vectors that are read at a time, where all are
-_READ, _HELD, _LOOK = (
-    20.0,
-    0.1,
-    0.02,
-)  # microseconds, about: of a vector from disk, from memory, and of a code
+_READ, _HELD, _LOOK = 20.0, 0.3, 0.02  # microseconds, about: a vector from disk, from memory, a code
 
 
 class Coded(Numbered):
@@ -83,12 +79,16 @@ class Coded(Numbered):
 
     def settings(self) -> list[tuple[dict[str, Any], float]]:
         each = _LOOK * self.entries.count / self.heads.count
-        tried = [p for p in (8, 16, 32, 48, 64, 96, 128, 256) if p <= 2 * self.heads.count]
-        vector = _READ if self.whole is None else _HELD
-        ranks = (
-            [1.2, 1.4, 1.6, 2.0, 2.5, 3.0, 5.0] if self.whole is None else [2.0, 4.0, 6.0, 8.0, 12.0, 20.0]
-        )
-        return [({"probes": p, "rerank": r}, 10 * r * vector + p * each) for r in ranks for p in tried]
+        tried = [p for p in (8, 16, 24, 32, 40, 48, 64, 96, 128, 256, 512) if p <= 2 * self.heads.count]
+        if self.whole is None:
+            vector, ranks = _READ, [1.2, 1.4, 1.6, 2.0, 2.5, 3.0, 5.0, 8.0, 12.0]
+            pairs = [
+                (r, p) for r in ranks for p in tried if p >= 12 * r - 12 and p not in (24, 40)
+            ]  # few lists need few vectors
+        else:
+            vector, ranks = _HELD, [2.0, 4.0, 6.0, 8.0, 12.0, 20.0]
+            pairs = [(r, p) for r in ranks for p in tried]
+        return [({"probes": p, "rerank": r}, 10 * r * vector + p * each) for r, p in pairs]
 
     def searched(
         self, queries: np.ndarray, bits: np.ndarray | None, keys: np.ndarray, rows: np.ndarray
