@@ -33,7 +33,7 @@ class Piece:
         lengths: Sequence[int] | None = None,
         start: int | None = None,
     ):
-        self.data, self.shape = data, tuple(shape)
+        self.data, self.shape = data.detach(), tuple(shape)
         if lengths is None:
             lengths = self.shape if offset is None and start is not None else tuple(data.shape)
         self.base = Box(tuple(offset) if offset is not None else (0,) * len(self.shape), tuple(lengths))

@@ -1,13 +1,12 @@
-"""How ranks of one job talk about a checkpoint: over torch.distributed, among threads of one process, or not at all.
+"""How ranks of one job talk about a checkpoint: over torch.distributed, or alone (or as threads: bytecheckpoint_hall).
 
 Messages are JSON and raw bytes; nothing is unpickled. What all say to rank 0, and what it answers, goes along a tree.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import queue
-import threading
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -57,10 +56,9 @@ class Ranks(ABC):
     def gather(self, value: Any, while_: str = "") -> list[Any] | None:
         """What every rank says, on rank 0; None on others. A rank that does not speak is named."""
         found, lost = {self.rank: value}, []
-        deeper = self.tree.depth() if self.rank == 0 else 1
         for child in self.tree.children(self.rank):
             try:
-                told = _plain(self.receive(child, self.patience * (1 + deeper)))
+                told = _plain(self.receive(child, self.patience * (1 + self.tree.height(child))))
                 found.update({int(r): v for r, v in told["said"].items()})
                 lost += told["lost"]
             except RankLost as fault:
@@ -82,13 +80,19 @@ class Ranks(ABC):
             given = dict(enumerate(values))
         else:
             try:
-                told = _plain(self.receive(parent, self.patience * (2 + self.tree.depth())))
+                told = _plain(self.receive(parent, self.patience * (2 + self.tree.height(0))))
             except RankLost as fault:
                 raise RankLost(fault.rank, fault.why, while_) from None
             given = {int(r): v for r, v in told.items()}
+        lost: RankLost | None = None
         for child in self.tree.children(self.rank):
             below = {r: v for r, v in given.items() if self._under(r, child)}
-            self.send(child, _raw(below))
+            try:
+                self.send(child, _raw(below))
+            except RankLost as fault:  # the others are to hear all the same
+                lost = fault
+        if lost is not None:
+            raise lost
         return given[self.rank]
 
     def _under(self, rank: int, top: int) -> bool:
@@ -99,14 +103,15 @@ class Ranks(ABC):
 
     def together(self, value: Any, decide: Any, while_: str = "") -> Any:
         """Rank 0 decides on what all said: (values) -> one value for each rank. Its errors are raised on every rank."""
-        said = self.gather(value, while_)
-        if said is None:
+        if self.rank:
+            self.gather(value, while_)
             told = self.scatter(None, while_)
         else:
             try:
-                told = [{"is": v} for v in decide(said)]
+                told = [{"is": v} for v in decide(self.gather(value, while_))]
             except HoldallError as fault:
-                self.scatter([{"fault": str(fault)}] * self.world)
+                with contextlib.suppress(RankLost):  # it is lost already, and that is what is raised
+                    self.scatter([{"fault": str(fault)}] * self.world)
                 raise
             told = self.scatter(told)
         if "fault" in told:
@@ -133,53 +138,6 @@ class Alone(Ranks):
         return Alone()
 
 
-class Hall:
-    """Ranks that are threads of one process, for trying layouts: `Hall(8).rank(3)`."""
-
-    def __init__(self, world: int, machine: int = 8, fanout: int = 8, patience: float = PATIENCE):
-        self.world, self.tree, self.patience = world, Tree(world, machine, fanout), patience
-        self.lines: dict[tuple[str, int, int], queue.Queue[Any]] = {}
-        self._lock = threading.Lock()
-
-    def rank(self, rank: int, name: str = "") -> Threaded:
-        return Threaded(self, rank, name)
-
-    def line(self, name: str, a: int, b: int) -> queue.Queue[Any]:
-        with self._lock:
-            return self.lines.setdefault((name, a, b), queue.Queue())
-
-
-class Threaded(Ranks):
-    """A rank of a `Hall`."""
-
-    def __init__(self, hall: Hall, rank: int, name: str = ""):
-        super().__init__(rank, hall.world, hall.tree, hall.patience)
-        self._hall, self._name = hall, name
-
-    def send(self, to: int, raw: bytes) -> None:
-        self._hall.line(self._name, self.rank, to).put(raw)
-
-    def receive(self, of: int, patience: float) -> bytes:
-        try:
-            return self._hall.line(self._name, of, self.rank).get(timeout=patience)
-        except queue.Empty:
-            raise RankLost(of, f"has said nothing for {patience:.3g} s") from None
-
-    def exchange(self, out: Sequence[np.ndarray], sizes: Sequence[int]) -> list[np.ndarray]:
-        for to, piece in enumerate(out):
-            if to != self.rank and len(piece):
-                self.send(to, bytes(piece))
-        got = [np.empty(0, np.uint8)] * self.world
-        for of, n in enumerate(sizes):
-            if of != self.rank and n:
-                got[of] = np.frombuffer(self.receive(of, self.patience), np.uint8)
-        got[self.rank] = out[self.rank]
-        return got
-
-    def twin(self) -> Ranks:
-        return Threaded(self._hall, self.rank, self._name + "'")
-
-
 class Distributed(Ranks):
     """A rank of torch.distributed, over a gloo group of its own, so that the training's groups are not held up."""
 
@@ -189,7 +147,7 @@ class Distributed(Ranks):
         super().__init__(dist.get_rank(), world, Tree(world, machine, fanout), patience)
         self._machine, self._fanout = machine, fanout
         self._group = dist.new_group(
-            backend="gloo", timeout=timedelta(seconds=patience * (4 + self.tree.depth()))
+            backend="gloo", timeout=timedelta(seconds=patience * (4 + self.tree.height(0)))
         )
 
     def send(self, to: int, raw: bytes) -> None:

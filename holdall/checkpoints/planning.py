@@ -13,16 +13,30 @@ _SHARES = 16  # a box that several hold is cut to this part of a mean load, so t
 
 
 class Item(NamedTuple):
-    """A box of a tensor that a rank holds: `each` bytes an element, for the file of one `kind`."""
+    """A box of a tensor that a rank holds: `each` bytes an element, for the file of one `kind`.
+
+    alias: the name under which the same memory is in the plan already (tied weights).
+    """
 
     name: str
     box: Box
     each: int
     kind: str
+    alias: str = ""
 
     @property
     def nbytes(self) -> int:
         return self.box.elements * self.each
+
+
+def aliases(plans: Sequence[Sequence[Item]]) -> tuple[list[list[Item]], dict[str, str]]:
+    """Plans without what every rank that holds it has under one other name, too; and these names."""
+    told: dict[str, set[str]] = {}
+    for item in (i for plan in plans for i in plan):
+        told.setdefault(item.name, set()).add(item.alias)
+    tied = {name: min(names) for name, names in told.items() if len(names) == 1 and names != {""}}
+    left = [[i._replace(alias="") for i in plan if i.name not in tied] for plan in plans]
+    return left, tied
 
 
 def deal(plans: Sequence[Sequence[Item]]) -> list[list[Item]]:
@@ -68,6 +82,25 @@ def _apart(plans: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, list[int]]]:
             for rest in boxes.uncovered(box, open_):
                 yield item._replace(box=rest), holders
             open_.append(box)
+
+
+def files(items: Sequence[Item], rank: int, part: int, most: int) -> list[tuple[str, list[Item]]]:
+    """A rank's files, `kind_rank`, and `kind_rank.1` and so on where one would have more than `most` bytes; each with
+    its boxes, which are cut so that none has more than `part` bytes."""
+    found: list[tuple[str, list[Item]]] = []
+    for kind in dict.fromkeys(i.kind for i in items):
+        name, number, held, some = f"{kind}_{rank}", 0, 0, list[Item]()
+        for item in (i for i in items if i.kind == kind):
+            for box in boxes.rows(item.box, max(1, part // item.each)):
+                cut = item._replace(box=box)
+                if some and held + cut.nbytes > most:
+                    found.append((name, some))
+                    number, held, some = number + 1, 0, []
+                    name = f"{kind}_{rank}.{number}"
+                held += cut.nbytes
+                some.append(cut)
+        found.append((name, some))
+    return found
 
 
 def imbalance(given: Sequence[Sequence[Item]]) -> float:
@@ -126,13 +159,9 @@ class Tree:
         others = (n * self._machine for n in range(first, first + self._fanout))
         return [*own, *(r for r in others if r < self.world)]
 
-    def depth(self) -> int:
-        """Messages from the farthest rank to rank 0."""
-        return max(self._up(r) for r in range(self.world))
-
-    def _up(self, rank: int) -> int:
-        parent = self.parent(rank)
-        return 0 if parent is None else 1 + self._up(parent)
+    def height(self, rank: int) -> int:
+        """Messages from the farthest below a rank to it."""
+        return max((1 + self.height(child) for child in self.children(rank)), default=0)
 
 
 class Read(NamedTuple):

@@ -141,7 +141,7 @@ def test_a_tree_reaches_all_and_no_rank_hears_many(world, machine, fanout):
             found.append(child)
         assert len(tree.children(rank)) <= machine - 1 + fanout
     assert sorted(found) == list(range(world))
-    assert tree.depth() <= 2 + math.log(max(world / machine, 1), fanout) + 1
+    assert tree.height(0) <= 2 + math.log(max(world / machine, 1), fanout) + 1
 
 
 def test_plans_are_cached_by_what_they_depend_on():
@@ -160,3 +160,24 @@ def test_layouts_that_make_no_sense():
     for wrong in ({"tp": 0}, {"zero": 4}):
         with pytest.raises(BadInput):
             Layout(**wrong)
+
+
+def test_tied_names_are_written_once_where_all_that_hold_them_tie_them():
+    first, second = (
+        Item("a", boxes.whole((4, 2)), 4, "model"),
+        Item("b", boxes.whole((4, 2)), 4, "model", "a"),
+    )
+    left, tied = planning.aliases([[first, second], [first, second]])
+    assert left == [[first], [first]] and tied == {"b": "a"}
+    loose = second._replace(alias="")
+    left, tied = planning.aliases([[first, second], [loose]])  # a last stage that holds only the second
+    assert left == [[first, loose], [loose]] and tied == {}
+
+
+def test_files_are_split_and_boxes_cut():
+    items = [Item("a", boxes.whole((100, 10)), 4, "model"), Item("b", boxes.whole((7,)), 4, "optim")]
+    found = planning.files(items, 3, 1000, 2000)
+    assert [name for name, _ in found] == ["model_3", "model_3.1", "optim_3"]
+    cut = [i for _, some in found for i in some]
+    assert max(i.nbytes for i in cut) <= 1000 and sum(i.nbytes for i in cut) == 4028
+    assert all(sum(i.nbytes for i in some) <= 2000 for _, some in found)
