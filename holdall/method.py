@@ -30,6 +30,7 @@ class Cited:
     measured_by: ClassVar[str] = "quality"  # the room's module with its specimens and measures
     skips: ClassVar[Mapping[str, str]] = {}  # check name -> the reason why it does not apply
     brief: ClassVar[Mapping[str, Any]] = {}  # knobs of the checks' runs, where the defaults take long
+    knobs: ClassVar[Mapping[str, Any]] = {}  # made with knob(), of classes whose contract is somebody else's
 
     @classmethod
     def full_name(cls) -> str:
@@ -65,6 +66,15 @@ def knob(
     return dataclasses.field(default=default, metadata=meta)
 
 
+def fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    """The knobs of a class: a recipe's fields, or what a class with a foreign contract says of its arguments."""
+    if dataclasses.is_dataclass(cls):
+        return dataclasses.fields(cls)
+    for name, field in cls.knobs.items():
+        field.name = name
+    return tuple(cls.knobs.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Cited):
     """A recipe: what to do, never what was learned. Fields are its knobs; the budget is never one.
@@ -85,7 +95,10 @@ class Method(Cited):
 
         if not isinstance(d, Mapping) or not isinstance(d.get("method"), str):
             raise BadInput("method", str(d), 'a mapping with a "method" name')
-        return get(d["method"])(**{k: _knob_value(v) for k, v in d.items() if k != "method"})
+        cls = get(d["method"])
+        if not issubclass(cls, Method):
+            raise BadInput("method", d["method"], f"a recipe: an {cls.kind} is built in Python")
+        return cls(**{k: _knob_value(v) for k, v in d.items() if k != "method"})
 
     def but(self, **knobs: Any) -> Self:
         """The same recipe with some knobs changed."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdall.checks import codec, every, faults, index, index_faults, runtime, selector, trainer
+from holdall.checks import codec, every, faults, index, index_faults, optimizer, runtime, selector, trainer
 from holdall.kinds import Codec, Index, Runtime, Selector, Trainer
+from holdall.method import Method
 
 Check = Callable[[type[Any]], None]
 
@@ -22,6 +23,8 @@ Check = Callable[[type[Any]], None]
 def checks_for(cls: type[Any]) -> dict[str, Check]:
     """The checks by name: those for every class, then those of its kind."""
     modules = [every]
+    if cls.kind == "optimizer":
+        modules.append(optimizer)
     if issubclass(cls, Codec):
         modules += [codec, faults]
     if issubclass(cls, Selector):
@@ -32,9 +35,11 @@ def checks_for(cls: type[Any]) -> dict[str, Check]:
         modules.append(trainer)
     if issubclass(cls, Index):
         modules += [index, index_faults]
-    return {
+    found = {
         name: check for module in modules for name, check in vars(module).items() if name.startswith("check_")
     }
+    foreign = () if issubclass(cls, Method) else every.OF_RECIPES  # their contract is somebody else's
+    return {name: check for name, check in found.items() if name not in foreign}
 
 
 def skipped(cls: type[Any], name: str) -> str | None:

@@ -12,10 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 from holdall.errors import BadInput, UnknownMethod
-from holdall.method import Method, Paper
+from holdall.method import Method, Paper, fields
 from holdall.registry import methods
 
 _SECTIONS = ("Shapes:", "Cost:", "Knobs:", "Differs from the paper:", "Example:", "Paper:", "Test:")
+
+
+OF_RECIPES = (  # what is asked of dataclasses, not of a class with a foreign contract
+    "check_builds_without_arguments",
+    "check_json_and_repr_round_trip",
+    "check_is_frozen_and_keyword_only",
+    "check_unknown_knobs_are_refused",
+)
 
 
 def room_quality(cls: type[Any]) -> Any:
@@ -86,7 +94,7 @@ def check_names_itself_and_its_paper(cls: type[Any]) -> None:
 
 
 def check_knobs_are_declared(cls: type[Any]) -> None:
-    for f in dataclasses.fields(cls):
+    for f in fields(cls):
         assert "other" in f.metadata, f"{cls.full_name()}.{f.name} is not made with knob()"
         assert f.metadata["doc"], f"{cls.full_name()}.{f.name} has no line of documentation"
         assert f.metadata["other"] != f.default, f"{cls.full_name()}.{f.name}: the other value is the default"
@@ -98,7 +106,7 @@ def check_docstring_is_complete(cls: type[Any]) -> None:
     assert not missing, f"{cls.full_name()} lacks docstring sections {missing}"
     assert len(text.strip().splitlines()[0]) <= 110, f"{cls.full_name()}: the first line is too long"
     knobs = text.split("Knobs:")[1].split("Differs from the paper:")[0]
-    unnamed = [f.name for f in dataclasses.fields(cls) if not re.search(rf"\b{f.name}\b", knobs)]
+    unnamed = [f.name for f in fields(cls) if not re.search(rf"\b{f.name}\b", knobs)]
     assert not unnamed, f"{cls.full_name()}: Knobs does not explain {unnamed}"
 
 

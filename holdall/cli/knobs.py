@@ -60,6 +60,8 @@ def configured(
 
     `--inner kv.ems --inner.tau 0.7` sets a field of the method that the field `inner` holds.
     """
+    if not dataclasses.is_dataclass(cls):
+        raise BadInput("method", cls.full_name(), f"a recipe: an {cls.kind} is built in Python")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = _kinds(cls)
     values: dict[str, Any] = {}

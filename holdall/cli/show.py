@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from holdall.cli.output import JSON, as_json, table
+from holdall.method import Method, fields
 
 Name = Annotated[
     str, typer.Argument(metavar="METHOD", help="Such as kv.snapkv (holdall methods lists them).")
@@ -48,13 +49,13 @@ def knobs(cls: type[Any]) -> list[dict[str, str]]:
     """Each field: its option, default, unit, the paper's value and one line."""
     return [
         {
-            "option": "--" + f.name.replace("_", "-"),
+            "option": "--" + f.name.replace("_", "-") if issubclass(cls, Method) else f.name,
             "default": _shown(f.default),
             "unit": f.metadata.get("unit", ""),
             "paper": _shown(f.default if f.metadata.get("paper") is None else f.metadata["paper"]),
             "doc": f.metadata.get("doc", ""),
         }
-        for f in dataclasses.fields(cls)
+        for f in fields(cls)
     ]
 
 

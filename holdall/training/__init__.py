@@ -5,4 +5,7 @@ holds smaller: states of the optimizer, gradients, parameters, activations; on o
 disk, or in fewer bits.
 """
 
-__all__: list[str] = []
+from holdall.training.coat import COATAdamW
+from holdall.training.sgd_sai import SGDSaI
+
+__all__ = ["COATAdamW", "SGDSaI"]
