@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
-BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_superglobal vectors_colpali vectors_tenants
+BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants
 
 .PHONY: demo test lint format bench docs clean $(addprefix bench-,$(BENCHES))
 
@@ -28,7 +28,7 @@ BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vec
 	@$(PIP) -e '.[bench]'
 	@touch $@
 
-bench-vectors bench-vectors_tenants: .venv/ready-bench
+bench-vectors bench-vectors_curves bench-vectors_tenants: .venv/ready-bench
 
 demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py

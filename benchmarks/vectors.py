@@ -61,7 +61,7 @@ def keep(part: str, name: str, row: dict[str, Any]) -> None:
 
 
 def aims(index: Any, queries: np.ndarray, wanted: np.ndarray, goal: float) -> dict[str, Any] | None:
-    """Of some settings that reach a recall the one that reads the fewest bytes, then takes the least by its own account."""
+    """Of some settings that reach a recall the one that reads least, then takes the least by its own account."""
     best = None
     for knobs, account in index.settings():
         index.recipe = index.recipe.but(**knobs)

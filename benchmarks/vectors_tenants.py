@@ -5,8 +5,9 @@
 
 Parts: `bands` (recall@10, CPU time of a query and bytes by size of tenant: 500 tenants of 50 to 30,000 vectors, half
 clustered, half drawn by lot, 2.4 tenants a vector), `card` (its five lines, on SmolLM2's token embeddings in 96
-dimensions), `changes` (what grant, revoke, add and remove cost), `conditions` (several tenants at once). One thread;
-all ways take turns in one process, least of five rounds. Results, row by row: results/vectors_tenants.json.
+dimensions), `changes` (what grant, revoke, add and remove cost), `conditions` (several tenants at once), `memory` (what
+an open index holds, in a process of its own). One thread; all ways take turns in one process, least of five rounds.
+Results, row by row: results/vectors_tenants.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 import vectors_tenants_ways as ways
+from vectors_data import apart
 from vectors_tenants_card import card
 from vectors_tenants_data import Pairs, asks, keep, load, tenants_of, truth
 
@@ -163,7 +165,41 @@ def conditions(args: argparse.Namespace) -> None:
         keep("conditions", condition, row)
 
 
-PARTS = {"bands": bands, "card": card, "changes": changes, "conditions": conditions}
+HELD = """
+import sys
+import numpy as np
+from vectors_data import anonymous
+from holdall.memory import release
+from holdall.vectors import Curator
+url, queries = sys.argv[1:]
+asked = np.load(queries)
+for dtype in ("u1", "f4"):
+    with Curator().build(np.arange(4000).reshape(500, 8).astype(dtype), tenants={0: range(300)}) as small:
+        small.search(np.zeros((5, 8), "f4"), 3, tenant=0)
+release()
+start = anonymous()
+with Curator().open(url) as index:
+    for i, query in enumerate(asked[:200]):
+        index.search(query, 10, tenant=i % 500)
+    release()
+    print(index.nbytes, anonymous() - start)
+"""
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Private memory of an open index in a process of its own, beside what it tells."""
+    raw, queries = load("sift")
+    who = tenants_of(raw.astype(np.float32), 500, 30_000, 50, 2.4)
+    for name, x in {"bytes": raw, "float32": raw.astype(np.float32)}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(f"{folder}/q.npy", queries)
+            Curator().build(x, tenants=dict(enumerate(who)), to=f"{folder}/v").close()
+            told, private = map(int, apart(HELD, f"{folder}/v", f"{folder}/q.npy").split())
+        row = {"told_mb": told / 1e6, "private_mb": private / 1e6, "private_of_told": private / told}
+        keep("memory", f"sift, {name}", row)
+
+
+PARTS = {"memory": memory, "bands": bands, "card": card, "changes": changes, "conditions": conditions}
 
 
 def main() -> None:

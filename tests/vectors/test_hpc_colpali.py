@@ -1,7 +1,6 @@
 """HPC-ColPali: sets of codes score as all codes do, the card's lines on tokens of a language model, bits that mean
 something."""
 
-import time
 from functools import cache
 from itertools import pairwise
 
@@ -200,27 +199,6 @@ def test_bits_of_plain_numbers_say_nothing_and_bits_of_a_tree_do():
     raw = share(labels="raw")
     assert abs(raw - random) < 0.05
     assert share(labels="tree") >= raw + 0.2 and share(labels="swapped") >= raw + 0.2
-
-
-def test_looking_up_is_faster_than_multiplying():
-    """(4): three times at least, of the same documents on one thread."""
-    data = corpus()
-    x, queries = data.documents.ready("cosine"), listed(data.queries)[:40]
-    with HPCColPali().build(data.documents) as index:
-        index.search(data.queries.cut(0, 2))
-        asked, starts = data.queries.cut(0, 40), data.documents.offsets[:-1]
-
-        def multiplied():
-            return [np.maximum.reduceat(x @ q.T, starts, axis=0).sum(1) for q in queries]
-
-        slow, fast = (min(spent(act) for _ in range(3)) for act in (multiplied, lambda: index.search(asked)))
-    assert slow > 3 * fast, (slow, fast)
-
-
-def spent(act):
-    begun = time.process_time()
-    act()
-    return time.process_time() - begun
 
 
 # --- labels
