@@ -105,21 +105,22 @@ def fill(
             ) as failed:  # the others wait for this rank's part: it goes on, with zeros
                 got, fault = [], failed
             _exchange(some, dict(got), wanted, ranks, watch)
-    _all_well(fault, ranks)
+    agreed(fault, ranks)
 
 
-def _all_well(fault: Exception | None, ranks: Ranks) -> None:
-    told = {"fault": None if fault is None else str(fault)}
+def agreed(fault: Exception | None, ranks: Ranks) -> None:
+    """All ranks go on, or none: an error of one is raised on all."""
 
     def decide(said: Sequence[Any]) -> list[Any]:
-        bad = [f"rank {r}: {s['fault']}" for r, s in enumerate(said) if s["fault"] is not None]
-        return [bad[:1]] * len(said)
+        bad = [f"rank {r}: {s}" for r, s in enumerate(said) if s is not None]
+        if bad:
+            raise HoldallError(bad[0])
+        return list(said)
 
-    bad = ranks.together(told, decide, "it finishes loading")
-    if fault is not None:
-        raise fault
-    if bad:
-        raise HoldallError(bad[0])
+    try:
+        ranks.together(None if fault is None else str(fault), decide, "it loads")
+    except HoldallError as failed:
+        raise fault or failed from None
 
 
 def _concerns(read: Read, rank: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from holdall.checkpoints.bytecheckpoint_meta import OWN
 from holdall.checkpoints.bytecheckpoint_parts import Piece, is_tensor, piece
 from holdall.checkpoints.planning import Item
 from holdall.errors import BadInput
@@ -13,8 +14,6 @@ from holdall.optional import lazy
 
 torch = lazy("torch", extra="checkpoints")
 
-KINDS = ("model", "optim", "loader", "extra")
-_OWN = ("loader", "extra")  # every rank has its own: random numbers, where the data stands
 _STARTS = {"optim": "optim", "loader": "loader", "dataloader": "loader", "extra": "extra", "rng": "extra"}
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -36,7 +35,7 @@ class Taken:
     trees: dict[str, list[Any]] = field(default_factory=dict)
 
     def stored(self, name: str, of: str) -> str:
-        return f"{name}@{self.rank}" if of in _OWN else name
+        return f"{name}@{self.rank}" if of in OWN else name
 
     def items(self) -> Iterator[Item]:
         for name, part in self.parts.items():
@@ -64,7 +63,7 @@ def take(state: Any, rank: int) -> Taken:
     """BadInput where something in the state is neither tensor, number, text nor None."""
     taken = Taken(rank)
     seen: dict[Any, str] = {}
-    top = state if isinstance(state, Mapping) else {"": state}
+    top = state if isinstance(state, dict) else {"": state}
     for place, (key, value) in enumerate(top.items()):
         of = kind(str(key))
         node = _node(value, str(key), taken, of, seen)
@@ -137,8 +136,13 @@ def built(node: Any, tensor: Callable[[str], Any]) -> Any:
         return tensor(node["x"])
     if "d" in node:
         return {k: built(v, tensor) for k, v in node["d"]}
-    inner = [built(v, tensor) for v in node.get("l", node.get("t"))]
+    inner = [built(v, tensor) for v in _inner(node)]
     return inner if "l" in node else tuple(inner)
+
+
+def _inner(node: Any) -> list[Any]:
+    """Nodes right below one of a dict, a list or a tuple."""
+    return [v for _, v in node["d"]] if "d" in node else node.get("l", node.get("t", []))
 
 
 def refreshed(like: Any, node: Any) -> Any:
@@ -151,7 +155,7 @@ def refreshed(like: Any, node: Any) -> Any:
                 like[key] = refreshed(like[key], inner)
         return like
     if isinstance(like, list | tuple) and isinstance(node, dict) and ("l" in node or "t" in node):
-        inner = node.get("l", node.get("t"))
+        inner = _inner(node)
         if len(inner) == len(like):
             fresh = [refreshed(a, b) for a, b in zip(like, inner, strict=True)]
             if isinstance(like, tuple):
@@ -168,8 +172,7 @@ def _no_tensor(name: str) -> Any:
 def _holds_tensor(node: Any) -> bool:
     if not isinstance(node, dict):
         return False
-    inner = [v for _, v in node["d"]] if "d" in node else node.get("l", node.get("t"))
-    return "x" in node or any(map(_holds_tensor, inner))
+    return "x" in node or any(map(_holds_tensor, _inner(node)))
 
 
 def named(node: Any) -> Iterator[str]:
@@ -177,7 +180,7 @@ def named(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         if "x" in node:
             yield node["x"]
-        for inner in [v for _, v in node["d"]] if "d" in node else node.get("l", node.get("t", ())):
+        for inner in _inner(node):
             yield from named(inner)
 
 
