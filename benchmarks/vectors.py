@@ -38,7 +38,7 @@ some = np.random.default_rng(0).normal(size=(500, 8)).astype("f4")
 for x in (some, np.abs(np.rint(some))):  # which kernels are loaded goes by the type that is stored
     for layout in ("codes", "lists"):
         with SPANN(layout=layout).build(x) as small:
-            small.search(small.vectors_of(np.arange(5)), 3)
+            small.search(x[:5], 3)
 from holdall.memory import release
 release()
 start = anonymous()

@@ -17,9 +17,10 @@ from holdall.meter import resident_bytes
 from holdall.optional import need
 from holdall.registry import get
 from holdall.report import Report, provenance
-from holdall.vectors import metrics
+from holdall.vectors import documents, metrics
 from holdall.vectors.aiming import truth
 from holdall.vectors.building import opened
+from holdall.vectors.documents import Documents
 from holdall.vectors.folder import STATE
 from holdall.vectors.numbered import Numbered
 from holdall.vectors.source import Vectors
@@ -106,12 +107,15 @@ def measure(
 
     on: a file of vectors, of which some are held out as queries where no file of queries is given; without one,
     vectors are drawn around 300 middles in 24 of 96 dimensions, and the report says so. An index of the method is
-    measured as it is, with the queries of a file.
+    measured as it is, with the queries of a file. Documents of many vectors: beside all of their vectors, by MaxSim.
     """
     if model is not None:
         raise BadInput("--model", model, "no model: vectors are measured --on a file")
     if on is not None and is_local(on) and (local_path(on) / STATE).is_file():
         return _of_index(method, on, budget, queries, quick)
+    several = None if on is None else documents.source(on)
+    if several is not None:
+        return _of_documents(method, budget, several, queries, quick)
     vectors = _drawn(4000 if quick else 20_000) if on is None else _all(on)
     if queries is None:
         order = np.random.default_rng(0).permutation(len(vectors))
@@ -134,9 +138,7 @@ def measure(
     return Report(rows, units=UNITS, provenance=told)
 
 
-def figures(
-    method: Any, budget: Spend, vectors: np.ndarray, asked: np.ndarray, k: int, wanted: Any
-) -> dict[str, float]:
+def figures(method: Any, budget: Spend, vectors: Any, asked: Any, k: int, wanted: Any) -> dict[str, float]:
     start = time.process_time()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -144,6 +146,29 @@ def figures(
     ):
         built = time.process_time() - start
         return {**_searched(index, asked, k, wanted), "build_cpu_seconds": built}
+
+
+def _of_documents(method: Any, budget: Spend, given: Documents, queries: str | None, quick: bool) -> Report:
+    """Late interaction by what is kept, beside the definition on every vector."""
+    from holdall.vectors.passages import max_sim
+
+    asked = None if queries is None else documents.source(queries)
+    if asked is None:
+        raise BadInput("--queries", str(queries), "a file of documents, each a query of several vectors")
+    parts = [asked.cut(i, i + 1) for i in range(min(asked.count, 50) if quick else asked.count)]
+    whole, *each = (Documents(Vectors.of(d.ready(method.metric)), d.offsets) for d in (given, *parts))
+    k, start = min(10, given.count), time.process_time()
+    wanted = np.concatenate([np.argsort(-max_sim(whole, q), 1, "stable")[:, :k] for q in each])
+    spent = 1000 * (time.process_time() - start) / len(parts)
+    every = {"recall": 1.0, "memory_bytes": float(4 * given.elements), "cpu_ms_a_query": spent}
+    rows = {
+        "every vector, float32": every,
+        method.full_name(): figures(method, budget, given, parts, k, wanted),
+    }
+    told = provenance(
+        method=method.to_dict(), budget=str(budget), on=given.name, shape=[given.count, given.dim]
+    )
+    return Report(rows, units=UNITS, provenance=told)
 
 
 def _of_index(method: Any, url: str, budget: Spend, queries: str | None, quick: bool) -> Report:
@@ -174,8 +199,9 @@ def _of_index(method: Any, url: str, budget: Spend, queries: str | None, quick: 
     return Report({method.full_name(): row}, units=UNITS, provenance=told)
 
 
-def _searched(index: Any, asked: np.ndarray, k: int, wanted: Any) -> dict[str, float]:
-    index.search(asked[:2], k)  # loads and compiles outside the measure
+def _searched(index: Any, asked: Any, k: int, wanted: Any) -> dict[str, float]:
+    for query in asked[:2]:  # loads and compiles outside the measure
+        index.search(query, k)
     before, walls, found, cpu = index.traffic(), [], [], time.process_time()
     for query in asked:
         begun = time.perf_counter()

@@ -1,6 +1,7 @@
 """HPC-ColPali: sets of codes score as all codes do, the card's lines on tokens of a language model, bits that mean
 something."""
 
+import json
 from functools import cache
 from itertools import pairwise
 
@@ -407,3 +408,12 @@ def test_from_the_command_line(tmp_path):
     assert asked.exit_code == 0, asked.output
     with np.load(where[3]) as hits, HPCColPali(centroids=256).build(data.documents) as index:
         assert np.array_equal(hits["ids"], index.search(data.queries, 10).ids)
+    told = run.invoke(
+        app, ["measure", "vectors.hpc_colpali", "--on", where[0], "--queries", where[1], "--quick", "--json"]
+    )
+    assert told.exit_code == 0, told.output
+    rows = json.loads(told.output)["report"]["rows"]
+    ours, every = rows["vectors.hpc_colpali"], rows["every vector, float32"]
+    assert 0.5 < ours["recall"] < 1 and ours["memory_bytes"] < every["memory_bytes"] / 10
+    plain = run.invoke(app, ["measure", "vectors.spann", "--on", where[0], "--queries", where[1]])
+    assert isinstance(plain.exception, BadInput) and "single vectors" in str(plain.exception)
