@@ -5,7 +5,7 @@ holds smaller: states of the optimizer, gradients, parameters, activations; on o
 disk, or in fewer bits.
 """
 
-from holdall.training.coat import COATAdamW
+from holdall.training.coat import COATAdamW, coat_, saved_bytes, uncoat_
 from holdall.training.sgd_sai import SGDSaI
 
-__all__ = ["COATAdamW", "SGDSaI"]
+__all__ = ["COATAdamW", "SGDSaI", "coat_", "saved_bytes", "uncoat_"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from holdall.errors import BadInput
 from holdall.method import Paper, knob
 from holdall.optional import lazy
-from holdall.training.optimizer import TorchOptimizer, checked, gradient_of, number, real
+from holdall.training.optimizer import TorchOptimizer, checked, gradient_of, number
 
 torch = lazy("torch", extra="training")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -20,8 +20,8 @@ class COATAdamW(TorchOptimizer):
     Put it in the place of `torch.optim.AdamW`: same arguments, same loop, and a `state_dict` that loads without pickle,
     also one that AdamW itself saved. On a processor one kernel reads, updates and writes a group of 128 numbers at a
     time, so that no moment is ever whole; elsewhere, and for float64, torch's own operations do the same. Weights stay
-    in their own type. Where numbers of one group are many octaves apart (embeddings of rare words beside common ones)
-    codes are coarse.
+    in their own type. `coat_(module)` does the other half: it lets autograd keep FP8, too. Where numbers of one
+    group are many octaves apart (embeddings of rare words beside common ones) codes are coarse.
 
     Shapes:
         parameters of any shape; moments float8 of the same, largest numbers float32 and exponents uint8 [N / 128].
@@ -34,11 +34,11 @@ class COATAdamW(TorchOptimizer):
         fused are taken and change nothing.
     Differs from the paper:
         A group stores its largest number and k, not scale, k and centre: the centre cancels out, 5 bytes say what 12
-        did. The smallest number is that of those that are not zero, and zeros stay zeros; what is not zero never
-        becomes zero. Numbers under 2^-126 count as zero. Codes made again from what they stand for are the same where
-        k is the same; a fresh k often is not, as the smallest number was rounded, and the card's "idempotent" holds of
-        k only where groups' ends are exact. Scales stay float32: in bfloat16 a decay by 0.999 would round away.
-        Operators calculate in their own type and save FP8: no tensor core gains from it here.
+        did; they stay float32, as in bfloat16 a decay by 0.999 would round away. The smallest number is that of those
+        that are not zero; zeros stay zeros, and nothing else becomes one. Numbers under 2^-126 count as zero. Codes
+        made again from what they stand for are the same only where k is: the smallest number was rounded. `coat_`
+        saves FP8 and calculates as before, so no tensor core gains; attention is done again from its kept inputs.
+        `slopes` (output gradients in E5M2) and `flow` (calculate from what is kept) save nothing more and are off.
     Example:
         >>> import torch
         >>> from holdall.training import COATAdamW
@@ -90,26 +90,26 @@ class COATAdamW(TorchOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ):
-        one, two = (number(b) for b in betas)
         checked(
-            lr=(lr, number(lr) >= 0, "zero or more"),
-            betas=(betas, 0 <= one < 1 and 0 <= two < 1, "two numbers from 0 to below 1"),
-            eps=(eps, eps >= 0, "zero or more"),
-            weight_decay=(weight_decay, weight_decay >= 0, "zero or more"),
             amsgrad=(amsgrad, not amsgrad, "False: a third moment is not kept"),
             capturable=(capturable, not capturable, "False"),
             differentiable=(differentiable, not differentiable, "False: updates are not differentiable"),
-            group=(group, group >= 16 and group % 16 == 0, "a multiple of 16"),
         )
         said = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, {**said, "group": group, "expand": expand, "amsgrad": False})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        real(self.param_groups[-1]["params"])
+    def fits(self, group: Mapping[str, Any]) -> None:
+        one, two = (number(b) for b in group["betas"])
+        checked(
+            lr=(group["lr"], number(group["lr"]) >= 0, "zero or more"),
+            betas=(group["betas"], 0 <= one < 1 and 0 <= two < 1, "two numbers from 0 to below 1"),
+            eps=(group["eps"], group["eps"] >= 0, "zero or more"),
+            weight_decay=(group["weight_decay"], group["weight_decay"] >= 0, "zero or more"),
+            group=(group["group"], group["group"] >= 16 and group["group"] % 16 == 0, "a multiple of 16"),
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        from holdall.training.coat_states import Rule, advance
+        from holdall.training.coat_states import Moments, Rule, advance
 
         loss = None
         if closure is not None:
@@ -128,16 +128,17 @@ class COATAdamW(TorchOptimizer):
                         state["step"].item(), number(group["lr"]), betas, group["eps"],
                         group["weight_decay"], group["maximize"],
                     )  # fmt: skip
-                    one, two = map(state_moments(state), _MOMENTS)
+                    one, two = (Moments.of(state, name) for name in _MOMENTS)
                     advance(p, gradient_of(p), one, two, rule, size, expand)
         return loss
 
     def moments(self, p: Any) -> tuple[Any, Any]:
         """A parameter's two moments as float32, whole."""
-        from holdall.training.coat_states import decode
+        from holdall.training.coat_states import Moments, decode
 
         size = next(g["group"] for g in self.param_groups if any(q is p for q in g["params"]))
-        one, two = (decode(state_moments(self._state_of(p, size))(name), size) for name in _MOMENTS)
+        state = self._state_of(p, size)
+        one, two = (decode(Moments.of(state, name), size) for name in _MOMENTS)
         return one, two
 
     def _state_of(self, p: Any, size: int) -> dict[str, Any]:
@@ -147,7 +148,7 @@ class COATAdamW(TorchOptimizer):
         if not state:
             state["step"] = torch.tensor(0.0)
             for name in _MOMENTS:
-                state |= named(name, Moments.zeros(p, size))
+                state |= Moments.zeros(p, size).named(name)
         return state
 
     def taken(self, p: Any, saved: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,23 +160,42 @@ class COATAdamW(TorchOptimizer):
                 got = "nothing" if name not in saved else str(list(saved[name].shape))
                 raise BadInput(f"state {name}", got, f"{list(p.shape)}, as the parameter")
             if saved[name].dtype == torch.float8_e4m3fn:
-                blank = named(name, Moments.zeros(p, group["group"]))
+                blank = Moments.zeros(p, group["group"]).named(name)
                 found = {k: saved[k].to(p.device) for k in blank if k in saved}
                 if any(k not in found or found[k].shape != x.shape for k, x in blank.items()):
                     raise BadInput(f"state {name}", "groups of another size", f"groups of {group['group']}")
                 told |= found
             else:  # AdamW's own
-                told |= named(name, encode(saved[name].to(p.device), group["group"], group["expand"]))
+                told |= encode(saved[name].to(p.device), group["group"], group["expand"]).named(name)
         return told
 
 
-def named(name: str, m: Any) -> dict[str, Any]:
-    """A moment's tensors as a state has them."""
-    return {name: m.codes, f"{name}_top": m.tops, f"{name}_power": m.powers}
+def coat_(
+    module: Any, blocks: Iterable[str] | None = None, *, flow: bool = False, slopes: bool = False
+) -> Any:
+    """Lets a module keep FP8 for its backward, in place, and gives it back: E4M3 with one scale before linear layers,
+    with a scale for each sixteen numbers elsewhere. Weights, names and outputs stay as they are.
+
+    blocks: names of the modules within which that is done; by default the elements of its lists of layers. flow:
+    calculate from what is kept, with weights in E4M3. slopes: gradients of linear layers' outputs in E5M2. Beside
+    activation checkpointing of the same blocks it saves nothing.
+    """
+    from holdall.training.coat_modules import convert
+
+    convert(module, blocks, flow, slopes)
+    return module
 
 
-def state_moments(state: Mapping[str, Any]) -> Callable[[str], Any]:
-    """The moment of that name of a state."""
-    from holdall.training.coat_states import Moments
+def uncoat_(module: Any) -> Any:
+    """The module as it was before `coat_`."""
+    from holdall.training.coat_modules import restore
 
-    return lambda name: Moments(state[name], state[f"{name}_top"], state[f"{name}_power"])
+    restore(module)
+    return module
+
+
+def saved_bytes(forward: Callable[[], Any], module: Any) -> int:
+    """Bytes that autograd keeps for backward after `forward()`, each memory once, without the module's weights."""
+    from holdall.training import coat_saved
+
+    return coat_saved.saved_bytes(forward, module)

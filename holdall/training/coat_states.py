@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +39,14 @@ class Moments:
         codes = torch.zeros(like.shape, dtype=torch.float8_e4m3fn, device=like.device)
         tops = torch.zeros(n, device=like.device)
         return cls(codes, tops, torch.full((n,), 15, dtype=torch.uint8, device=like.device))
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], name: str) -> Moments:
+        return cls(state[name], state[f"{name}_top"], state[f"{name}_power"])
+
+    def named(self, name: str) -> dict[str, Any]:
+        """As an optimizer's state has them."""
+        return {name: self.codes, f"{name}_top": self.tops, f"{name}_power": self.powers}
 
     def part(self, start: int, stop: int, size: int) -> Moments:
         """Views of the numbers from start, which begins a group, to stop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from itertools import chain
+from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.errors import BadInput
@@ -27,19 +28,19 @@ def _built(cls: Any) -> Any:
     if issubclass(cls, Optimizer):
         return cls
     told = {"__module__": cls.__module__, "__doc__": cls.__doc__, "plain": cls}
-    made: Any = type(cls)
-    return made(cls.__name__, (cls, Optimizer), told)
+    return new_class(cls.__name__, (cls, Optimizer), exec_body=lambda body: body.update(told))
 
 
 def _blank(cls: type[Any]) -> Any:
-    return cls.__new__(cls)
+    named: Any = cls
+    return named.__new__(named)
 
 
 class TorchOptimizer(Cited, _Contract):
     """An optimizer of torch. Objects are torch's, whatever asks; the class itself loads no torch.
 
-    A class writes `step`, declares its `knobs` (of the arguments beside the parameters and the learning rate), and
-    says in `taken` what a saved state of one parameter must be.
+    A class writes `step`, declares its `knobs` (of the arguments beside the parameters and the learning rate), says in
+    `fits` which settings it takes, and in `taken` what a saved state of one parameter must be.
     """
 
     room: ClassVar[str] = "training"
@@ -53,6 +54,21 @@ class TorchOptimizer(Cited, _Contract):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (type(self).plain,), self.__getstate__()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        try:
+            for p in self.param_groups[-1]["params"]:
+                if p.is_complex() or not p.is_floating_point():
+                    raise BadInput("parameter", str(p.dtype), "real floating-point numbers")
+            self.fits(self.param_groups[-1])
+        except BadInput:
+            self.param_groups.pop()
+            raise
+
+    def fits(self, group: Mapping[str, Any]) -> None:
+        """BadInput where a group's settings are none that it works with."""
+        raise NotImplementedError
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's, but tensors keep the types that they were saved in: torch casts all to their parameter's."""
@@ -102,13 +118,6 @@ def gradient_of(p: Any, maximize: bool = False) -> Any:
     if g.is_sparse or g.layout is not torch.strided:
         raise BadInput("gradient", "a sparse one", "a dense one (sparse=False in the embedding)")
     return -g if maximize else g
-
-
-def real(params: Any) -> None:
-    """Refuse parameters that are no real floats."""
-    for p in params:
-        if p.is_complex() or not p.is_floating_point():
-            raise BadInput("parameter", str(p.dtype), "real floating-point numbers")
 
 
 def checked(**limits: tuple[Any, bool, str]) -> None:

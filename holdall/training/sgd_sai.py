@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from holdall.errors import BadInput
 from holdall.method import Paper, knob
 from holdall.optional import lazy
-from holdall.training.optimizer import TorchOptimizer, checked, gradient_of, number, real
+from holdall.training.optimizer import TorchOptimizer, checked, gradient_of, number
 
 torch = lazy("torch", extra="training")
 RULES = ("gsnr", "size")
@@ -83,14 +83,6 @@ class SGDSaI(TorchOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ):
-        checked(
-            lr=(lr, number(lr) >= 0, "zero or more"),
-            momentum=(momentum, 0 <= momentum < 1, "from 0 to below 1"),
-            weight_decay=(weight_decay, weight_decay >= 0, "zero or more"),
-            eps=(eps, eps >= 0, "zero or more"),
-            blocks=(blocks, blocks >= 0, "one or more, or 0 for rows"),
-            rule=(rule, rule in RULES, " or ".join(RULES)),
-        )
         said = {
             "lr": lr,
             "momentum": momentum,
@@ -101,9 +93,15 @@ class SGDSaI(TorchOptimizer):
         self._reduce = reduce
         super().__init__(params, {**said, "blocks": blocks, "rule": rule, "largest": 0.0})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        real(self.param_groups[-1]["params"])
+    def fits(self, group: Mapping[str, Any]) -> None:
+        checked(
+            lr=(group["lr"], number(group["lr"]) >= 0, "zero or more"),
+            momentum=(group["momentum"], 0 <= group["momentum"] < 1, "from 0 to below 1"),
+            weight_decay=(group["weight_decay"], group["weight_decay"] >= 0, "zero or more"),
+            eps=(group["eps"], group["eps"] >= 0, "zero or more"),
+            blocks=(group["blocks"], group["blocks"] >= 0, "one or more, or 0 for rows"),
+            rule=(group["rule"], group["rule"] in RULES, " or ".join(RULES)),
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
