@@ -16,11 +16,11 @@ from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.bytecheckpoint_parts import Piece
 from holdall.checkpoints.bytecheckpoint_plan import Planner
 from holdall.checkpoints.bytecheckpoint_ranks import Alone, Ranks
-from holdall.checkpoints.bytecheckpoint_ring import Ring
 from holdall.checkpoints.bytecheckpoint_save import Saving, Writer, begin
 from holdall.checkpoints.monitoring import Timeline, Watch
 from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.kinds import Keeper, Receipt, Spend
+from holdall.parts.ring import Ring
 
 if TYPE_CHECKING:
     from holdall.checkpoints.bytecheckpoint import ByteCheckpoint

@@ -148,19 +148,24 @@ def _fetch(
     place = wanted.place(entry, read.box) if alone else None
     into = np.empty(nbytes, np.uint8) if place is None else place
     with watch.phase("read", nbytes):
-        for sub in boxes.pieces(read.box, entry.box, waste // entry.each):
-            first, stop, strides = boxes.span(sub, entry.box)
-            if stop - first == nbytes // entry.each:
-                files.read(entry.file, entry.start + first * entry.each, into)
-                continue
-            raw = np.empty((stop - first) * entry.each, np.uint8)
-            files.read(entry.file, entry.start + first * entry.each, raw)
-            kind = np.dtype(_NUMBERS[entry.each])
-            seen = np.ndarray(sub.lengths, kind, raw, 0, [s * entry.each for s in strides])
-            into.view(kind).reshape(read.box.lengths)[sub.slices(read.box)] = seen
-        if read.box == entry.box and xxhash.xxh3_128_hexdigest(into.data) != entry.xxh3:
-            raise CorruptArtefact(f"{entry.file}", f"{entry.name!r} does not match its checksum")
+        read_box(files, entry, read.box, into, waste)
     return read, None if place is not None else into
+
+
+def read_box(files: Files, entry: Entry, box: Box, into: np.ndarray, waste: int) -> None:
+    """Elements of a box of a stored one, as bytes row by row; the checksum is compared where that is all of it."""
+    for sub in boxes.pieces(box, entry.box, waste // entry.each):
+        first, stop, strides = boxes.span(sub, entry.box)
+        if (stop - first) * entry.each == len(into):
+            files.read(entry.file, entry.start + first * entry.each, into)
+            continue
+        raw = np.empty((stop - first) * entry.each, np.uint8)
+        files.read(entry.file, entry.start + first * entry.each, raw)
+        number = np.dtype(_NUMBERS[entry.each])
+        seen = np.ndarray(sub.lengths, number, raw, 0, [s * entry.each for s in strides])
+        into.view(number).reshape(box.lengths)[sub.slices(box)] = seen
+    if box == entry.box and xxhash.xxh3_128_hexdigest(into.data) != entry.xxh3:
+        raise CorruptArtefact(entry.file, f"{entry.name!r} does not match its checksum")
 
 
 def _exchange(

@@ -22,8 +22,8 @@ def matched(taken: Taken, stored: Stored, missing: str) -> tuple[dict[str, list[
     for name, part in taken.parts.items():
         if missing == "model" and kind(name) != "model":
             continue
-        own = name if name in stored.basics or "@" not in name else f"{name.rpartition('@')[0]}@0"
-        if own not in stored.basics:
+        own = found_as(name, stored)
+        if own is None:
             absent.append(name)
             continue
         dtype, shape, *_ = stored.basics[own]
@@ -36,6 +36,12 @@ def matched(taken: Taken, stored: Stored, missing: str) -> tuple[dict[str, list[
     if absent and missing != "partial":
         raise BadInput("tensors", _some(absent), 'names that are in the checkpoint, or missing="partial"')
     return parts, found
+
+
+def found_as(name: str, stored: Stored) -> str | None:
+    """The stored name: a rank's own, else rank 0's, else what all had (torch.distributed.checkpoint keeps it so)."""
+    base = name.rpartition("@")[0] or name
+    return next((n for n in (name, f"{base}@0", base) if n in stored.basics), None)
 
 
 def complete(fault: Exception | None, names: Sequence[str], trees: Any, missing: str, ranks: Ranks) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import xxhash
 from holdall.checkpoints import planning
 from holdall.checkpoints.boxes import Box
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
-from holdall.checkpoints.bytecheckpoint_state import Taken
+from holdall.checkpoints.bytecheckpoint_state import Taken, written
 from holdall.checkpoints.planning import Item
 
 
@@ -56,7 +55,7 @@ class Planner:
 
     def share(self, taken: Taken, step: int) -> Share:
         key = repr(hash(_form(taken)))
-        trees = {k: json.dumps(t, separators=(",", ":")).encode() for k, t in taken.trees.items()}
+        trees = {k: written(t) for k, t in taken.trees.items()}
         number, files = self.cache.get(key) or (0, ())
         said = {"number": number, "trees": {k: xxhash.xxh3_64_hexdigest(raw) for k, raw in trees.items()}}
         told = self._ranks.together(said, self._agree, "it agrees on what to save")

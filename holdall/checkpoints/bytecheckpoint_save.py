@@ -15,13 +15,13 @@ from holdall.checkpoints.bytecheckpoint_folder import Folder, header, tag
 from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.bytecheckpoint_plan import Contents, Planner, Share
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
-from holdall.checkpoints.bytecheckpoint_ring import Ring
 from holdall.checkpoints.bytecheckpoint_state import Taken
 from holdall.checkpoints.monitoring import Watch
 from holdall.errors import HoldallError
 from holdall.files import atomic_write
 from holdall.kinds import Receipt
 from holdall.optional import lazy
+from holdall.parts.ring import BLOCK, Ring
 
 torch = lazy("torch", extra="checkpoints")
 
@@ -209,5 +209,5 @@ def begin(taken: Taken, planner: Planner, ring: Callable[[int], Ring], writer: W
     job.watch = watch
     writer.add(job)
     with watch.phase("copy", share.nbytes):
-        job.copy(taken, ring(share.nbytes))
+        job.copy(taken, ring(sum(-(-i.nbytes // BLOCK) * BLOCK for _, some in share.files for i in some)))
     return job

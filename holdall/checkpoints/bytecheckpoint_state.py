@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,13 +98,26 @@ def _node(value: Any, name: str, taken: Taken, of: str, seen: dict[Any, str]) ->
                 raise BadInput(f"key in {name or 'state'}", repr(key), "a name or a whole number")
         return {"d": [[k, _node(v, f"{name}.{k}", taken, of, seen)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
-        inner = [_node(v, f"{name}.{i}", taken, of, seen) for i, v in enumerate(value)]
-        return {"t" if isinstance(value, tuple) else "l": inner}
+        nodes = [_node(v, f"{name}.{i}", taken, of, seen) for i, v in enumerate(value)]
+        return {"t" if isinstance(value, tuple) else "l": nodes}
     if isinstance(value, _PLAIN):
         return value
     raise BadInput(
         f"{name or 'state'}", f"a {type(value).__name__}", "tensors, numbers, text, None, dicts and lists"
     )
+
+
+def written(tree: Any) -> bytes:
+    return json.dumps(tree, separators=(",", ":")).encode()
+
+
+def node_of(value: Any, name: str) -> Any:
+    """The node of a value without tensors."""
+    taken = Taken(0)
+    node = _node(value, name, taken, "", {})
+    if taken.parts:
+        raise BadInput(name, "a tensor within a value", "tensors on their own")
+    return node
 
 
 def merged(trees: Sequence[Any]) -> Any:
@@ -136,11 +150,11 @@ def built(node: Any, tensor: Callable[[str], Any]) -> Any:
         return tensor(node["x"])
     if "d" in node:
         return {k: built(v, tensor) for k, v in node["d"]}
-    inner = [built(v, tensor) for v in _inner(node)]
-    return inner if "l" in node else tuple(inner)
+    values = [built(v, tensor) for v in inner(node)]
+    return values if "l" in node else tuple(values)
 
 
-def _inner(node: Any) -> list[Any]:
+def inner(node: Any) -> list[Any]:
     """Nodes right below one of a dict, a list or a tuple."""
     return [v for _, v in node["d"]] if "d" in node else node.get("l", node.get("t", []))
 
@@ -150,14 +164,14 @@ def refreshed(like: Any, node: Any) -> Any:
     if is_tensor(like):
         return like
     if isinstance(like, dict) and isinstance(node, dict) and "d" in node:
-        for key, inner in node["d"]:
+        for key, one in node["d"]:
             if key in like:
-                like[key] = refreshed(like[key], inner)
+                like[key] = refreshed(like[key], one)
         return like
     if isinstance(like, list | tuple) and isinstance(node, dict) and ("l" in node or "t" in node):
-        inner = _inner(node)
-        if len(inner) == len(like):
-            fresh = [refreshed(a, b) for a, b in zip(like, inner, strict=True)]
+        nodes = inner(node)
+        if len(nodes) == len(like):
+            fresh = [refreshed(a, b) for a, b in zip(like, nodes, strict=True)]
             if isinstance(like, tuple):
                 return tuple(fresh)
             like[:] = fresh
@@ -172,7 +186,7 @@ def _no_tensor(name: str) -> Any:
 def _holds_tensor(node: Any) -> bool:
     if not isinstance(node, dict):
         return False
-    return "x" in node or any(map(_holds_tensor, _inner(node)))
+    return "x" in node or any(map(_holds_tensor, inner(node)))
 
 
 def named(node: Any) -> Iterator[str]:
@@ -180,8 +194,8 @@ def named(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         if "x" in node:
             yield node["x"]
-        for inner in _inner(node):
-            yield from named(inner)
+        for one in inner(node):
+            yield from named(one)
 
 
 def empty(basic: Sequence[Any]) -> Any:

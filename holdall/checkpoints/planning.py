@@ -39,13 +39,16 @@ def aliases(plans: Sequence[Sequence[Item]]) -> tuple[list[list[Item]], dict[str
     return left, tied
 
 
-def deal(plans: Sequence[Sequence[Item]]) -> list[list[Item]]:
+def deal(plans: Sequence[Sequence[Item]], shares: int = _SHARES) -> list[list[Item]]:
     """What each rank writes of what it holds: every element once, replicas to whoever has the least to write.
+
+    shares: a replica is cut to this part of a mean load; 0 leaves it whole.
 
     What one rank alone holds is its own; then the largest of the others goes to the least loaded that holds it.
     """
     groups = list(_apart(plans))
-    most = sum(i.nbytes for i, _ in groups) // (_SHARES * max(len(plans), 1))
+    total = sum(i.nbytes for i, _ in groups)
+    most = total // (shares * max(len(plans), 1)) if shares else total
     given: list[list[Item]] = [[] for _ in plans]
     loads = [0] * len(plans)
     shared = []

@@ -1,6 +1,9 @@
 """ByteCheckpoint: saved under one layout, loaded under another, bit for bit; each byte written and read once."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -446,3 +449,64 @@ def test_urls_of_memory(full):
     import fsspec
 
     assert len(fsspec.filesystem("memory").ls("/bytecheckpoint/run")) == 2  # contents, and one folder of data
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Four real processes over gloo, once: what each of them told, and where they kept things."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(__file__).parents[1] / "checkpoint_ranks.py"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    told = subprocess.run(
+        [sys.executable, script, "4", folder],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    assert json.loads(told.stdout.splitlines()[-1]) == [0, 0, -9, 0], told.stderr
+    return folder, [json.loads((folder / f"{r}.json").read_text()) for r in (0, 1, 3)]
+
+
+def test_real_ranks_save_and_load_dtensors(real):
+    _, told = real
+    assert all(t["fsdp"]["equal"] and t["grid"] and t["dcp"] for t in told)
+
+
+def test_real_ranks_share_what_they_read(real):
+    _, told = real
+    whole = 6 * 50 * 40 * 4
+    assert sum(t["read"][0] for t in told) < whole and {t["read"][1] for t in told} == {whole}
+    assert all(t["read"][0] <= 1.1 * whole / 4 for t in told)
+
+
+def test_one_process_loads_what_four_saved(real):
+    import checkpoint_ranks as ranks
+
+    folder, _ = real
+    model, optimizer = ranks.trained()
+    wanted = ranks.state_of(model, optimizer)
+    for kept in ("fsdp", "dcp"):
+        with ByteCheckpoint().open(str(folder / kept)) as keeper:
+            got = keeper.load()
+            like = ranks.state_of(*ranks.trained(steps=1))
+            keeper.load(like=like)
+        for a in (got, like):
+            assert a["model"].keys() == wanted["model"].keys()
+            assert all(torch.allclose(t, wanted["model"][n], atol=1e-6) for n, t in a["model"].items())
+        assert same(got["model"], dict(like["model"])) and same(
+            got["optimizer"]["state"], like["optimizer"]["state"]
+        )
+
+
+def test_a_killed_rank_is_named_and_the_old_checkpoint_stands(real):
+    folder, told = real
+    assert all("rank 2 is gone" in t["killed"] for t in told)
+    with ByteCheckpoint().open(str(folder / "killed")) as kept:
+        assert kept.steps() == [1] and all((t == 7).all() for t in kept.load()["model"].values())
+        kept.save(2, {"model": {}}, wait=True)
+    assert (
+        not list(Path(folder, "killed").rglob("*.tmp"))
+        and len(list(Path(folder, "killed").glob("*.data"))) == 2
+    )
