@@ -21,3 +21,15 @@ def step(p, g, m, rates, beta, keep, decay):  # type: ignore[no-untyped-def]
     for b in range(len(rates)):
         part = slice(b * size, (b + 1) * size)
         _block(p[part], g[part], m[part], beta, keep, decay, np.float32(rates[b]))
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def sums(g, out):  # type: ignore[no-untyped-def]
+    """out float64 [blocks, 2]: sums of g float32 [blocks, n] and of its squares."""
+    for b in range(len(g)):
+        row, total, squares = g[b], 0.0, 0.0
+        for i in range(len(row)):
+            x = np.float64(row[i])
+            total += x
+            squares += x * x
+        out[b, 0], out[b, 1] = total, squares

@@ -27,16 +27,26 @@ def sums(g: Tensor, blocks: int = 1) -> Tensor:
     """float64 [blocks, 3]: how many numbers, their sum, and the sum of their squares; adds up over shards."""
     rows = g.reshape(blocks_of(g, blocks), -1)
     many = torch.full((len(rows),), rows.shape[1], dtype=torch.float64)
-    total, squares = torch.zeros(2, len(rows), dtype=torch.float64)
+    found = torch.zeros(len(rows), 2, dtype=torch.float64)
+    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+        from holdall.training import sgd_kernels
+
+        count: Any = sgd_kernels.sums
+        count(rows.detach().contiguous().numpy(), found.numpy())
+    else:
+        naive_sums(rows, found)
+    if not found.isfinite().all():
+        raise BadInput("first gradient", "NaN or infinity", "finite numbers: ratios stay for the whole run")
+    return torch.cat([many[:, None], found], dim=1)
+
+
+def naive_sums(rows: Tensor, out: Tensor) -> None:
+    """The truth, in torch's words: out [blocks, 2], a tile at a time, as torch would widen the whole."""
     down, across = max(1, _TILE // max(rows.shape[1], 1)), min(_TILE, max(rows.shape[1], 1))
     for i in range(0, len(rows), down):
         for part in rows[i : i + down].split(across, dim=1):
-            wide = part.double()  # of a tile: torch would widen the whole
-            total[i : i + down] += wide.sum(1).cpu()
-            squares[i : i + down] += wide.square().sum(1).cpu()
-    if not squares.isfinite().all():
-        raise BadInput("first gradient", "NaN or infinity", "finite numbers: ratios stay for the whole run")
-    return torch.stack([many, total, squares], dim=1)
+            wide = part.double()
+            out[i : i + down] += torch.stack([wide.sum(1), wide.square().sum(1)], dim=1).cpu()
 
 
 def gsnr(counted: Tensor, eps: float = 1e-8, rule: str = "gsnr") -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from holdall import BadInput
 from holdall.meter import Meter
 from holdall.training.sgd_sai import SGDSaI
-from holdall.training.sgd_states import advance, gsnr, naive_advance, sums
+from holdall.training.sgd_states import advance, gsnr, naive_advance, naive_sums, sums
 
 TEXT = "\n".join(topics[name] for name in sorted(topics))
 
@@ -136,6 +136,9 @@ def test_the_kernel_is_its_truth(blocks):
         advance(p, g, m, rates, 0.9, -0.1, 0.99)
         naive_advance(q, g, k, rates, 0.9, -0.1, 0.99)
         assert p.allclose(q, atol=1e-6) and m.allclose(k, atol=1e-6)
+        truth = torch.zeros(blocks, 2, dtype=torch.float64)
+        naive_sums(g.view(blocks, -1), truth)
+        assert sums(g, blocks)[:, 1:].allclose(truth, rtol=1e-12) and sums(g.bfloat16()).isfinite().all()
 
 
 def test_what_has_no_deviation_or_no_gradient_yet():
