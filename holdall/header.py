@@ -24,6 +24,9 @@ _DTYPES = {
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
 TAGS = {np.dtype(v): k for k, v in _DTYPES.items()}
+_READ = {  # types that numpy does not have come as the whole numbers of their bits
+    **_DTYPES, "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1", "C64": "<c8",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Section:
     xxh3: bytes
 
     def array(self, raw: bytes | memoryview) -> np.ndarray:
-        return np.frombuffer(raw, dtype=_DTYPES[self.tag]).reshape(self.shape)
+        return np.frombuffer(raw, dtype=_READ[self.tag]).reshape(self.shape)
 
 
 def build(sections: Iterable[Section], meta: Mapping[str, Any], room: int = 0) -> bytes:
@@ -107,7 +110,7 @@ def _sections(head: dict[str, Any], sums: bytes, data_size: int) -> list[Section
         (start, stop), shape, tag = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
         if any(type(n) is not int or n < 0 for n in (start, stop, *shape)) or len(shape) > 32:
             raise ValueError(f"section {name!r} has no sane shape")
-        if start != end or stop - start != math.prod(shape) * np.dtype(_DTYPES[tag]).itemsize:
+        if start != end or stop - start != math.prod(shape) * np.dtype(_READ[tag]).itemsize:
             raise ValueError(f"section {name!r} does not lie where it should")
         sections.append(Section(name, tag, shape, start, stop, sums[16 * i : 16 * i + 16]))
         end = stop
