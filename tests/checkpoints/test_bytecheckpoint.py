@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deadly import DEADLY
 
 from holdall.checkpoints import bytecheckpoint_save, planning
 from holdall.checkpoints.bytecheckpoint import ByteCheckpoint
@@ -510,3 +511,81 @@ def test_a_killed_rank_is_named_and_the_old_checkpoint_stands(real):
         not list(Path(folder, "killed").rglob("*.tmp"))
         and len(list(Path(folder, "killed").glob("*.data"))) == 2
     )
+
+
+KILLED = """
+import json, sys, torch
+from pathlib import Path
+from holdall import files
+from holdall.checkpoints.bytecheckpoint import ByteCheckpoint
+folder = sys.argv[1]
+def state(fill):
+    model = {f"w{i}": torch.full((50, 9), fill + i) for i in range(4)}
+    return {"model": model, "optimizer": {"m": torch.full((9,), fill)}}
+def opened():
+    return ByteCheckpoint(part=1 << 10, keep=2).open(folder)
+with opened() as kept:
+    kept.save(1, state(1.0), wait=True)
+files.os.fsync, files.atomic_write.write = deadly(os.fsync), deadly(files.atomic_write.write)
+files.Path.replace, files.Path.unlink = deadly(Path.replace), deadly(Path.unlink)
+os.rmdir = deadly(os.rmdir)
+found = []
+for last in range(1, 1000):
+    calls[0], n = 0, last
+    pid = os.fork()
+    if not pid:
+        with opened() as kept:
+            kept.save(1, state(2.0), wait=True)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    n = None
+    with opened() as kept:
+        fill = kept.load()["optimizer"]["m"][0].item()
+        assert kept.steps() == [1] and fill in (1.0, 2.0), fill
+        like, got = state(fill), kept.load()
+        assert all(torch.equal(got["model"][k], t) for k, t in like["model"].items())
+        kept.save(1, state(1.0), wait=True)
+    left = [str(p) for p in Path(folder).rglob("*") if p.name.endswith(".tmp")]
+    assert not left and len(list(Path(folder).glob("*.data"))) == 1, left
+    found.append(fill)
+    if code == 0:
+        break
+print(json.dumps([found.count(1.0), found.count(2.0)]))
+"""
+
+
+def test_killed_at_any_moment_it_is_the_old_or_the_new_one(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-c", DEADLY + KILLED, tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr
+    old, new = json.loads(told.stdout)
+    assert old > 20 and new >= 2  # killed before and after the renaming
+
+
+def test_an_s3_server(full, monkeypatch):
+    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for key, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(key, value)
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("shelf")
+        with ByteCheckpoint(keep=1, split=1 << 16).open("s3://shelf/run") as kept:
+            for step in (1, 2):
+                kept.save(step, full, wait=True)
+            assert kept.steps() == [2] and same(kept.load(), full)
+            assert len(s3fs.S3FileSystem().ls("shelf/run", refresh=True)) == 2
+    finally:
+        server.stop()
