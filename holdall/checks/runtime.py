@@ -140,7 +140,8 @@ def _told(method: Any, artefact: Any, steps: Any, budget: Any) -> tuple[list[Any
     if type(method).changes_artefact:
         artefact, steps = type(method).rehearsal()
     with method.open(artefact, budget) as session:
-        given = [(x.shape, x.tobytes()) if hasattr(x, "tobytes") else x for x in _run(session, steps)]
+        given = [x.numpy() if hasattr(x, "numpy") else x for x in _run(session, steps)]  # of tensors
+        given = [(x.shape, x.tobytes()) if hasattr(x, "tobytes") else x for x in given]
         went = {k: v for k, v in session.traffic().items() if not k.endswith("seconds")}
     return given, went
 

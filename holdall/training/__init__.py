@@ -6,6 +6,7 @@ disk, or in fewer bits.
 """
 
 from holdall.training.coat import COATAdamW, coat_, saved_bytes, uncoat_
+from holdall.training.pytorch_direct import PyTorchDirect, unified
 from holdall.training.sgd_sai import SGDSaI
 
-__all__ = ["COATAdamW", "SGDSaI", "coat_", "saved_bytes", "uncoat_"]
+__all__ = ["COATAdamW", "PyTorchDirect", "SGDSaI", "coat_", "saved_bytes", "uncoat_", "unified"]
