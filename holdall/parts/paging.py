@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from holdall.errors import BadInput, BudgetError
-from holdall.parts.paging_file import BLOCK, BlockFile, aligned, as_bytes, buffer
+from holdall.parts.paging_file import BLOCK, BlockFile, aligned, as_bytes, buffer, memory_of
 
-__all__ = ["BLOCK", "Arena", "Span", "Window", "aligned", "as_bytes", "buffer"]
+__all__ = ["BLOCK", "Arena", "Span", "Window", "aligned", "as_bytes", "buffer", "memory_of"]
 
 
 class Span(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -34,16 +35,24 @@ def buffer(nbytes: int) -> np.ndarray:
 def as_bytes(x: Any) -> np.ndarray:
     """The memory of a contiguous tensor, array or buffer, as uint8 [nbytes]; nothing is copied."""
     if hasattr(x, "untyped_storage"):  # a torch tensor, without an import of torch
-        import torch
-
-        x = x.detach().reshape(-1).view(torch.uint8).numpy() if x.is_contiguous() else None
+        x = memory_of(x) if x.is_contiguous() and x.device.type == "cpu" else None
     elif isinstance(x, np.ndarray):
         x = x.reshape(-1).view(np.uint8) if x.flags.c_contiguous else None
     else:
         x = np.frombuffer(x, np.uint8)
     if x is None:
-        raise BadInput("memory", "strided", "a contiguous tensor or array")
+        raise BadInput("memory", "strided", "a contiguous tensor or array in host memory")
     return x
+
+
+def memory_of(tensor: Any) -> np.ndarray:
+    """uint8 [nbytes] over a contiguous tensor in host memory, which it keeps alive. `tensor.numpy()` would do, but then
+    torch never resizes that storage again."""
+    if not tensor.nbytes:
+        return np.empty(0, np.uint8)
+    held = (ctypes.c_uint8 * tensor.nbytes).from_address(tensor.data_ptr())
+    held.owner = tensor.detach()
+    return np.frombuffer(held, np.uint8)
 
 
 class BlockFile:
