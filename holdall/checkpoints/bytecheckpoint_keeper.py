@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from holdall.budget import Budget
 from holdall.checkpoints import bytecheckpoint_state as states
 from holdall.checkpoints.bytecheckpoint_files import Files
-from holdall.checkpoints.bytecheckpoint_folder import Folder
 from holdall.checkpoints.bytecheckpoint_load import Wanted, agreed, fill
 from holdall.checkpoints.bytecheckpoint_match import complete, matched
 from holdall.checkpoints.bytecheckpoint_meta import Stored
@@ -18,6 +17,7 @@ from holdall.checkpoints.bytecheckpoint_plan import Planner
 from holdall.checkpoints.bytecheckpoint_ranks import Alone, Ranks
 from holdall.checkpoints.bytecheckpoint_save import Saving, Writer, begin
 from holdall.checkpoints.monitoring import Timeline, Watch
+from holdall.checkpoints.publish import Folder
 from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.kinds import Keeper, Receipt, Spend
 from holdall.parts.ring import Ring
@@ -36,7 +36,7 @@ class Kept(Keeper):
         self.recipe, self._ranks = recipe, ranks
         self._limit = _limit(memory)
         self._part = min(recipe.part, (self._limit or _MOST) // 4)
-        self._folder = Folder(url)
+        self._folder = Folder(url, recipe.full_name())
         self._ring: Ring | None = None
         self._planner = Planner(ranks, self._part, recipe.split, recipe.plans)
         self._writer = Writer(self._folder, ranks.twin(), lambda: self._room(0), recipe.keep)
@@ -54,8 +54,10 @@ class Kept(Keeper):
             raise fault
         began, saving = time.perf_counter(), Saving(step)
         taken = states.take(state, self._ranks.rank)
-        self._last = saving
-        job = begin(taken, self._planner, self._room, self._writer, saving)
+        try:
+            job = begin(taken, self._planner, self._room, self._writer, saving)
+        finally:
+            self._last = saving  # only now: a larger ring waits for the save before this one
         saving.blocked = time.perf_counter() - began
         self._count(saves=1, copied_bytes=job.share.nbytes, blocked_seconds=saving.blocked)
         if wait:
@@ -104,11 +106,7 @@ class Kept(Keeper):
         def read(said: Sequence[Any]) -> list[Any]:
             if len(set(map(str, said))) > 1:
                 raise BadInput("step", str(said), "the same on all ranks")
-            there = self._folder.steps()
-            if not there or (step is not None and step not in there):
-                got = "no checkpoint" if step is None else f"no step {step}"
-                raise BadInput(self._folder.url, got, f"one of the steps {there}" if there else "a saved one")
-            told, folder = self._folder.read(there[-1] if step is None else step)
+            told, folder = self._folder.read(self._folder.chosen(step))
             with Files(folder) as files:
                 shared = Stored.of(told, self._folder.url).shared(files)
                 self._count(read_bytes=files.traffic)
@@ -188,10 +186,7 @@ class Kept(Keeper):
             if self._loaded is None:
                 raise BadInput("report", "none", "a load before it")
             return self._loaded
-        there = self._folder.steps()
-        if not there:
-            raise BadInput("report", "none", "a save before it")
-        told, _ = self._folder.read(there[-1] if step is None else step)
+        told, _ = self._folder.read(self._folder.chosen(step))
         return Timeline("save", int(told["step"]), told["phases"])
 
     def steps(self) -> list[int]:

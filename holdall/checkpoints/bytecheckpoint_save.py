@@ -11,12 +11,13 @@ import numpy as np
 import xxhash
 
 from holdall.checkpoints.bytecheckpoint_files import Entry
-from holdall.checkpoints.bytecheckpoint_folder import Folder, header, tag
+from holdall.checkpoints.bytecheckpoint_header import header, tag
 from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.bytecheckpoint_plan import Contents, Planner, Share
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
 from holdall.checkpoints.bytecheckpoint_state import Taken
 from holdall.checkpoints.monitoring import Watch
+from holdall.checkpoints.publish import Folder
 from holdall.errors import HoldallError
 from holdall.files import atomic_write
 from holdall.kinds import Receipt
@@ -189,7 +190,7 @@ class Writer:
             for kind, place in s["trees"].items():
                 stored.trees.setdefault(kind, {})[rank] = tuple(place)
             stored.phases.append(s["phases"])
-        self._folder.publish(stored, job.share.token, self._keep)
+        self._folder.publish(stored.step, stored.to_dict(), job.share.token, self._keep, ())
         self.reports.append((job.saving.step, stored.phases))
         return [sum(stored.files.values())] * len(said)
 
@@ -202,12 +203,24 @@ def _chunks(f: atomic_write, data: memoryview) -> None:
 def begin(taken: Taken, planner: Planner, ring: Callable[[int], Ring], writer: Writer, saving: Saving) -> Job:
     """Plan, copy and hand over: what the training waits for."""
     watch = Watch()
-    with watch.phase("plan"):
-        share = planner.share(taken, saving.step)
+    try:
+        with watch.phase("plan"):
+            share = planner.share(taken, saving.step)
+    except BaseException as fault:
+        saving.end(0, fault)  # nobody will write it
+        raise
     dtypes = {name: tag(part.data.dtype) for name, part in taken.parts.items()}
     job = Job(saving, share, dtypes, planner.contents.get(share.number))
     job.watch = watch
-    writer.add(job)
-    with watch.phase("copy", share.nbytes):
-        job.copy(taken, ring(sum(-(-i.nbytes // BLOCK) * BLOCK for _, some in share.files for i in some)))
+    needed = sum(-(-i.nbytes // BLOCK) * BLOCK for _, some in share.files for i in some)
+    room = ring(needed)
+    streams = room.capacity < needed  # else the disk waits: what is written meanwhile makes the copy slower
+    if streams:
+        writer.add(job)
+    try:
+        with watch.phase("copy", share.nbytes):
+            job.copy(taken, room)
+    finally:
+        if not streams:
+            writer.add(job)
     return job

@@ -23,10 +23,11 @@ from torch.futures import Future
 from holdall.checkpoints import bytecheckpoint_state as states
 from holdall.checkpoints.boxes import Box
 from holdall.checkpoints.bytecheckpoint_files import Entry, Files
-from holdall.checkpoints.bytecheckpoint_folder import Folder
 from holdall.checkpoints.bytecheckpoint_load import read_box
 from holdall.checkpoints.bytecheckpoint_meta import Stored
-from holdall.errors import BadInput, CorruptArtefact
+from holdall.checkpoints.publish import Folder
+from holdall.dropins.dcp_writer import STORE
+from holdall.errors import CorruptArtefact
 
 _CHUNK = 1 << 20
 _WASTE = 1 << 16
@@ -42,12 +43,8 @@ class Reader(StorageReader):
         self.checkpoint_id = str(checkpoint_id) if checkpoint_id is not None else self.checkpoint_id
 
     def read_metadata(self, *args: Any, **named: Any) -> Metadata:
-        folder = Folder(self.checkpoint_id)
-        there = folder.steps()
-        if not there or (self._step is not None and self._step not in there):
-            raise BadInput(self.checkpoint_id, f"steps {there}", f"a saved one (step {self._step})")
-        step = there[-1] if self._step is None else self._step
-        told, self._data = folder.read(step)
+        folder = Folder(self.checkpoint_id, STORE)
+        told, self._data = folder.read(folder.chosen(self._step))
         stored = Stored.of(told, folder.url)
         with Files(self._data) as files:
             trees = states.together(stored.shared(files) + stored.own(files, _rank()))

@@ -23,13 +23,15 @@ from holdall.checkpoints import boxes
 from holdall.checkpoints import bytecheckpoint_state as states
 from holdall.checkpoints.boxes import Box
 from holdall.checkpoints.bytecheckpoint_files import Entry
-from holdall.checkpoints.bytecheckpoint_folder import Folder, header, tag
+from holdall.checkpoints.bytecheckpoint_header import header, tag
 from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.planning import Item
+from holdall.checkpoints.publish import Folder
 from holdall.errors import BadInput
 from holdall.files import atomic_write
 
 _CHUNK = 1 << 20
+STORE = "checkpoints.bytecheckpoint"
 _WASTE = 1 << 16
 
 
@@ -48,7 +50,7 @@ class Writer(StorageWriter):
             raise BadInput("checkpoint_id", "none", "the URL of a folder")
         if named.get("use_collectives", True) is False:
             raise BadInput("use_collectives", "False", "True: one rank writes what is where")
-        self._folder = Folder(self.checkpoint_id)
+        self._folder = Folder(self.checkpoint_id, STORE)
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=secrets.token_hex(8))
@@ -127,7 +129,7 @@ class Writer(StorageWriter):
                 stored.entries.append(Entry(result.index.fqn, box, each, file, start, stop, xxh3))
                 stored.files[file] = max(stop, stored.files.get(file, 0))
         self._trees(stored, {n: {"x": n} for n in basics} | values, metadata.planner_data or {})
-        self._folder.publish(stored, self._token, self._keep)
+        self._folder.publish(stored.step, stored.to_dict(), self._token, self._keep, ())
 
     def _trees(self, stored: Stored, nodes: dict[str, Any], paths: dict[str, Any]) -> None:
         """What is no tensor, and how all of it nests: a small file of its own."""

@@ -212,6 +212,16 @@ def test_memory_that_is_given_is_all_that_is_held(tmp_path):
     ByteCheckpoint().open(str(tmp_path), caught.value.least).close()
 
 
+def test_saves_that_follow_each_other_at_once_and_grow(tmp_path):
+    states = [{"model": {"w": torch.full((700 * (1 + 3 * step), 1000), float(step))}} for step in range(4)]
+    with ByteCheckpoint().open(str(tmp_path)) as kept:
+        for step, state in enumerate(states):
+            kept.save(step, state)
+    with ByteCheckpoint().open(str(tmp_path)) as kept:
+        assert kept.steps() == [0, 1, 2, 3]
+        assert all(same(kept.load(step), state) for step, state in enumerate(states))
+
+
 def test_plans_are_made_once_for_a_layout(full, tmp_path, monkeypatch):
     made = []
     real = planning.deal
