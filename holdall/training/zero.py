@@ -82,7 +82,7 @@ class ZeRO(TrainingRuntime):
         3, "what is spread: 1 states, 2 gradients too, 3 parameters too", other=1, changes="traffic"
     )
     bucket: int = knob(
-        4_194_304, "numbers of a buffer", unit="numbers", paper=500_000_000, other=100_000, changes="traffic"
+        262_144, "numbers of a buffer", unit="numbers", paper=500_000_000, other=1_000_000, changes="traffic"
     )
     prefetch: int = knob(
         1, "runs of modules that are fetched ahead", other=0, at={"bucket": 100_000}, changes="traffic"
@@ -145,8 +145,8 @@ class ZeRO(TrainingRuntime):
     @classmethod
     def rehearsal(cls) -> tuple[Run, Sequence[Any]]:
         torch.manual_seed(0)
-        layers = [torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Tanh()) for _ in range(8)]
-        model = torch.nn.Sequential(torch.nn.Embedding(96, 256), *layers, torch.nn.Linear(256, 96))
+        layers = [torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Tanh()) for _ in range(4)]
+        model = torch.nn.Sequential(torch.nn.Embedding(96, 512), *layers, torch.nn.Linear(512, 96))
         text = torch.frombuffer(bytearray((cls.__doc__ or "").encode()), dtype=torch.uint8).long() % 96
         batches = [(text[a : a + 96].view(4, 24), text[a + 1 : a + 97].view(4, 24)) for a in (0, 96, 192)]
         return Run(model, torch.optim.AdamW(model.parameters(), lr=1e-3)), batches

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdall.errors import BadInput, BudgetError, HoldallError
+from holdall.memory import release, return_early
 from holdall.training import zero_ledger, zero_state
 from holdall.training.base import Run, Trainee
 from holdall.training.zero_gather import Gather
@@ -57,6 +58,7 @@ class Sharded(Trainee):
         ]
         self._queued = False
         self.optimizer = Facade(self, self.user)
+        return_early()  # what was whole before, and each bucket from now on
 
     # a loop of one's own
 
@@ -158,6 +160,7 @@ class Sharded(Trainee):
         if self.gather is not None and not self.wire.broken:
             self.gather.end()
         self.slices.forget()
+        release()
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
