@@ -9,11 +9,12 @@ removed by the next one that is published. Only one job at a time saves into a f
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+import threading
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,6 @@ class Folder:
         """A place for the files of a save."""
         if self.local:
             local_path(self.data(token)).mkdir(exist_ok=True)
-
-    @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Nobody else saves into the folder meanwhile; the kernel ends the lock of a process that is killed."""
-        if not self.local:
-            yield
-            return
-        import fcntl
-
-        fd = os.open(local_path(self.url), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HoldallError(f"{self.url}: another process is saving there; one job a folder") from None
-            yield
-        finally:
-            os.close(fd)
 
     def steps(self) -> list[int]:
         if not self.local:
@@ -191,6 +174,32 @@ class Folder:
                 f.publish()
         else:
             fs.put_file(str(file), path)
+
+
+class Lock:
+    """Of a folder on a disk, held while saves are under way; the kernel ends that of a process that is killed."""
+
+    def __init__(self, folder: Folder):
+        self._folder, self._fd, self._users = folder, -1, 0
+        self._guard = threading.Lock()
+
+    def hold(self) -> None:
+        with self._guard:
+            if not self._users and self._folder.local:
+                self._fd = os.open(local_path(self._folder.url), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(self._fd)
+                    why = "somebody else is saving there now; one job a folder"
+                    raise HoldallError(f"{self._folder.url}: {why}") from None
+            self._users += 1
+
+    def release(self) -> None:
+        with self._guard:
+            self._users -= 1
+            if not self._users and self._folder.local:
+                os.close(self._fd)
 
 
 def _escaped(url: str) -> str:

@@ -161,7 +161,7 @@ class Shard:
             n = min(_PIECE, nbytes - start)
             piece = first[start : start + n] if first is not None else scratch[:n]  # type: ignore[index]
             self._read(fd, self.base + section.start + start, piece)
-            total.update(memoryview(piece))
+            total.update(piece.data)
             for at, memory in takers:
                 low, high = max(at, start), min(at + len(memory), start + n)
                 if memory is not first and low < high:
@@ -190,7 +190,7 @@ class Shard:
 
 
 def _view(mapping: mmap.mmap, at: int, n: int) -> Any:
-    """A part of a mapping as a tensor with a storage of its own, so that saving or copying one takes no others along."""
+    """A part of a mapping as a tensor with a storage of its own: to copy or save it takes no others along."""
     return (
         torch.frombuffer(mapping, dtype=torch.uint8, count=n, offset=at)
         if n
