@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_optimizers.py [--parts cost,time,states,coat,sai,activations,smollm2]
 
-cost: a GPT of 32 million parameters, 4 x 128 bytes, float32, one thread; each optimizer in a process of its own; peak by
+cost: a GPT of 32 million parameters, 4 x 128 bytes, float32, one thread; each optimizer in its own process; peak by
 the kernel over the model as it was loaded. time: steps of optimizers in turn, CPU seconds. states: the error of
 AdamW's direction from real moments kept in various 8-bit ways. coat, sai: training of a small GPT on real text.
 activations: what autograd keeps, gradients, peak. smollm2: fine-tuning SmolLM2 with LoRA. Text is ../shared/data/text's

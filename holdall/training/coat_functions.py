@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from holdall.training.coat_saved import Kept, maxima, narrow, one_scale, shelf, whole
 
 E5M2 = torch.float8_e5m2
+_CHEAP = (F.silu, F.gelu, F.mish, F.layer_norm, F.rms_norm)  # they would keep what goes in
 
 
 def coarse(x: Tensor, kind: torch.dtype) -> Tensor:
@@ -29,8 +30,8 @@ class Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, kept: Kept | None, flow: bool, slopes: bool
     ) -> Tensor:
-        ctx.kept, ctx.slopes, ctx.flow, ctx.kind = kept, slopes, flow, x.dtype
-        ctx.save_for_backward(w)
+        ctx.slopes, ctx.flow, ctx.kind, ctx.like = slopes, flow, x.dtype, kept and kept.like()
+        ctx.save_for_backward(w, *(kept.parts() if kept else ()))
         if flow:
             x = x if kept is None else kept.whole()
             w = coarse(w, torch.float8_e4m3fn)
@@ -38,7 +39,7 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (w,), g = ctx.saved_tensors, gradients[0]
+        (w, *kept), g = ctx.saved_tensors, gradients[0]
         if ctx.slopes:
             g = coarse(g, E5M2)
         dx = dw = db = None
@@ -47,7 +48,7 @@ class Linear(torch.autograd.Function):
             dx = (g @ used.to(g.dtype)).to(ctx.kind)
         rows = g.reshape(-1, g.shape[-1])
         if ctx.needs_input_grad[1]:
-            x = ctx.kept.whole().to(g.dtype)
+            x = ctx.like(*kept).whole().to(g.dtype)
             dw = (rows.T @ x.reshape(-1, x.shape[-1])).to(w.dtype)
         if ctx.needs_input_grad[2]:
             db = rows.sum(0, dtype=torch.float32).to(w.dtype)
@@ -61,20 +62,23 @@ class Again(torch.autograd.Function):
     def forward(
         ctx: Any, run: Callable[..., Tensor], kept: list[Kept], flow: bool, n: int, *given: Tensor
     ) -> Tensor:
-        ctx.run, ctx.kept = run, kept
+        ctx.run, ctx.like = run, [k.like() for k in kept]
         kind = given[0].device.type
         on = torch.is_autocast_enabled(kind)
         ctx.autocast = kind, torch.get_autocast_dtype(kind), on
-        ctx.save_for_backward(*given[n:])
+        ctx.save_for_backward(*given[n:], *(t for k in kept for t in k.parts()))
         return run(*([k.whole() for k in kept] if flow else given[:n]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         kind, dtype, on = ctx.autocast
         with torch.enable_grad(), torch.autocast(kind, dtype, on):
-            inputs = [k.whole().requires_grad_() for k in ctx.kept]
+            many = len(ctx.saved_tensors) - 2 * len(ctx.like)
+            weights, kept = ctx.saved_tensors[:many], ctx.saved_tensors[many:]
+            pairs = zip(ctx.like, kept[::2], kept[1::2], strict=True)
+            inputs = [like(*pair).whole().requires_grad_() for like, *pair in pairs]
             y = ctx.run(*inputs)
-            wanted = [*inputs, *ctx.saved_tensors]
+            wanted = [*inputs, *weights]
             needed = [t for t, need in zip(wanted, ctx.needs_input_grad[4:], strict=True) if need]
             found = iter(torch.autograd.grad(y, needed, gradients[0], allow_unused=True))
         return None, None, None, None, *(next(found) if need else None for need in ctx.needs_input_grad[4:])
@@ -116,11 +120,10 @@ class Operators(TorchFunctionMode):
         named = kwargs or {}
         if func is F.linear:
             return linear(*args, **named, flow=self.flow, slopes=self.slopes)
-        if func in (F.silu, F.gelu, F.mish) and args and not named.get("inplace") and args[1:] != (True,):
-            return again(lambda x: func(x, *args[1:], **named), [args[0]], [], self.flow)
-        if func in (F.layer_norm, F.rms_norm) and args:
-            weights = [t for t in (*args[1:], *named.values()) if isinstance(t, Tensor)]
-            return again(lambda x: func(x, *args[1:], **named), [args[0]], weights, self.flow)
+        if func in _CHEAP and args and not named.get("inplace") and args[1:] != (True,):
+            rest = args[1:]  # what is kept to be done again holds no input
+            weights = [t for t in (*rest, *named.values()) if isinstance(t, Tensor)]
+            return again(lambda x: func(x, *rest, **named), [args[0]], weights, self.flow)
         if func is F.scaled_dot_product_attention:
             return self._attention(args, named)
         if func is F.multi_head_attention_forward:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 GROUP = 16  # numbers of a channel that share a scale
 MAXIMA = 128  # numbers whose largest a producer tells
-_TILE = 1 << 20
+_TILE = 1 << 16  # numbers that are widened at a time; a multiple of what shares a scale
 _TOPS = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 _WIDE = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST = 1024  # numbers; smaller tensors stay as they are
 _here = threading.local()
-_made: weakref.WeakSet[Kept] = weakref.WeakSet()
+_made: weakref.WeakSet[Any] = weakref.WeakSet()  # of Kept and Part, as long as somebody holds them
 
 
 @dataclass(eq=False)
@@ -40,6 +40,15 @@ class Kept:
     def __post_init__(self) -> None:
         _made.add(self)
 
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """What an operator gives to autograd, which lets it go after backward."""
+        return self.codes, self.scales
+
+    def like(self) -> Callable[[Tensor, Tensor], Kept]:
+        """From its parts the same again."""
+        told = self.shape, self.stride, self.dtype
+        return lambda codes, scales: Kept(codes, scales, *told)
+
     def whole(self) -> Tensor:
         flat = torch.empty(self.codes.numel(), dtype=self.dtype, device=self.codes.device)
         for i in range(0, len(flat), _TILE):
@@ -50,6 +59,19 @@ class Kept:
             by = self.scales[i // GROUP : (i + _TILE) // GROUP].float().repeat_interleave(GROUP)
             flat[i : i + _TILE] = part * by[: len(part)]
         return flat.as_strided(self.shape, self.stride)
+
+
+@dataclass(eq=False)
+class Part:
+    """Codes or scales that an operator gave to autograd."""
+
+    tensor: Tensor
+
+    def __post_init__(self) -> None:
+        _made.add(self)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.tensor,)
 
 
 def narrow(flat: Tensor, scale: Tensor, kind: torch.dtype = torch.float8_e4m3fn) -> Tensor:
@@ -100,6 +122,7 @@ class Shelf:
     strange: set[int]
     held: dict[Any, tuple[Tensor, Kept]] = field(default_factory=dict)
     tops: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    own: set[int] = field(default_factory=set)
 
     def keep(self, x: Tensor, together: bool) -> Kept:
         """x in FP8, once. together: one scale for all, from what its producer said of it where that is known."""
@@ -111,6 +134,7 @@ class Shelf:
                 codes = narrow(flat, scale)
             else:
                 codes, scale = by_groups(flat)
+            self.own |= {codes.data_ptr(), scale.data_ptr()}
             self.held[key] = x, Kept(codes, scale, x.shape, stride, x.dtype)
         kept = self.held[key][1]
         same = kept.shape == x.shape and kept.stride == stride
@@ -122,15 +146,20 @@ class Shelf:
         self.tops[key] = y, maxima(flat)
 
     def pack(self, x: Tensor) -> Any:
+        if x.data_ptr() in self.own:
+            return Part(x)
         ours = x.dtype in _WIDE and x.numel() >= _LEAST and x.untyped_storage().data_ptr() not in self.strange
         return self.keep(x.detach(), together=False) if ours else x
 
     def clear(self) -> None:
         self.held.clear()
         self.tops.clear()
+        self.own.clear()
 
 
 def unpack(x: Any) -> Tensor:
+    if isinstance(x, Part):
+        return x.tensor
     return x.whole() if isinstance(x, Kept) else x
 
 
@@ -195,6 +224,6 @@ def saved_bytes(forward: Callable[[], Any], module: torch.nn.Module) -> int:
     before = set(_made)
     with torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
         held = forward()
-    kept = {t.data_ptr(): t.nbytes for k in set(_made) - before for t in (k.codes, k.scales)}
+    kept = {t.data_ptr(): t.nbytes for k in set(_made) - before for t in k.parts()}
     del held
     return sum(found.values()) + sum(kept.values())

@@ -1,6 +1,8 @@
 """COAT's activations: what autograd keeps is FP8 and counted, gradients stay, and outputs do not change."""
 
 import copy
+import re
+import weakref
 from pydoc_data.topics import topics
 
 import pytest
@@ -82,6 +84,24 @@ def test_what_is_kept_shrinks_and_gradients_stay(name, kind, request):
     assert slopes(model, run)[1].equal(wanted)
 
 
+@pytest.mark.parametrize("name", list(RUNS))
+def test_nothing_holds_what_was_narrowed(name, request):
+    """Neither autograd (which the bytes count) nor anything in Python that is to be done again."""
+    model, seen = coat_(copy.deepcopy(request.getfixturevalue(name))), []
+    for name_, part in model.named_modules():
+        if re.search(r"\.[01]\..*(norm|ln|proj|qkv|out|up|down|act_fn)", name_):
+            part.register_forward_hook(lambda _, given, y: seen.append(weakref.ref(y)))
+    before = set(coat_saved._made)
+    loss = RUNS[name](model)
+    alive = [t().shape for t in seen if t() is not None]
+    assert len(seen) > 10 and not alive, alive
+    assert set(coat_saved._made) - before
+    loss.backward()
+    assert not set(coat_saved._made) - before, (
+        "backward lets go of what was kept, while the loss is still there"
+    )
+
+
 def test_coarse_gradients_and_the_papers_flow_are_there(gpt):
     run = RUNS["gpt"]
     loss, wanted = slopes(copy.deepcopy(gpt), run)
@@ -136,13 +156,17 @@ def test_one_input_of_three_projections_is_kept_once(monkeypatch):
     seen, inner = [], coat_saved.maxima
     model = coat_(torch.nn.ModuleList([Projections()]), blocks=["0"])
     x = torch.randn(40, 64, requires_grad=True)
-    made = set(coat_saved._made)
+    kept = coat_saved.Shelf.keep
+    monkeypatch.setattr(
+        coat_saved.Shelf, "keep", lambda *a, **b: all_kept.append(kept(*a, **b)) or all_kept[-1]
+    )
+    all_kept = []
     for module in ("coat_saved", "coat_functions"):
         monkeypatch.setattr(
             f"holdall.training.{module}.maxima", lambda flat: seen.append(len(flat)) or inner(flat)
         )
     y = model[0](x)
-    fresh = list(set(coat_saved._made) - made)
+    fresh = list({k.codes.data_ptr(): k for k in all_kept}.values())
     assert sorted(k.scales.numel() for k in fresh) == [1, 160], (
         "the norm's input by sixteens, its output once"
     )
