@@ -3,4 +3,6 @@
 You hold the state of a run: parameters, states of the optimizer, step, random numbers, where the data stands.
 """
 
-__all__: list[str] = []
+from holdall.checkpoints.bytecheckpoint import ByteCheckpoint
+
+__all__ = ["ByteCheckpoint"]

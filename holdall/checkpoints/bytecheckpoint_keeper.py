@@ -49,13 +49,16 @@ class Kept(Keeper):
         self._check()
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise BadInput("step", step, "a whole number, 0 or more")
-        if self._last is not None and self._last.done is False and self._last.fault is not None:
-            fault, self._last = self._last.fault, None
-            raise fault
+        if self._last is not None and self._last.fault is not None and not self._last.told:
+            self._last.told = True
+            raise self._last.fault
         began, saving = time.perf_counter(), Saving(step)
         taken = states.take(state, self._ranks.rank)
         try:
             job = begin(taken, self._planner, self._room, self._writer, saving)
+        except BaseException:
+            saving.told = True
+            raise
         finally:
             self._last = saving  # only now: a larger ring waits for the save before this one
         saving.blocked = time.perf_counter() - began

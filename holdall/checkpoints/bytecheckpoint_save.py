@@ -35,6 +35,7 @@ class Saving(Receipt):
     def __init__(self, step: int):
         self.step, self.blocked = step, 0.0
         self._ended = threading.Event()
+        self.told = False  # what went wrong was raised by a save
         self._nbytes, self.fault = 0, None  # type: int, BaseException | None
 
     def end(self, nbytes: int, fault: BaseException | None = None) -> None:
