@@ -40,8 +40,9 @@ class DataStates(CheckpointStore):
         is safe and a copy of the state fits into the memory, else ring; chunk: bytes that are copied and written in
         one piece; keep: newest checkpoints that stay (0: all); early: names of what may change before the step, which
         `save` copies at once where no optimizer is attached; tier: a folder on a faster disk, where checkpoints go
-        first; rate: bytes a second that are written at most (0: no limit); direct: past the page cache; threads: reads
-        at a time; patience: seconds to wait for a rank.
+        first ("temporary": one that is gone afterwards, as there is for every URL that is not a disk); rate: bytes a
+        second that are written at most (0: no limit); direct: past the page cache; threads: reads at a time; patience:
+        seconds to wait for a rank.
     Differs from the paper:
         Tensors are cut to chunks and packed together, so that the pipeline's grain is the chunk: a tensor larger than
         the ring needs no special case. What is no tensor is JSON in the file's header, not a pickle. Checksums of all
@@ -88,7 +89,7 @@ class DataStates(CheckpointStore):
         changes="traffic",
     )
     tier: str = knob(
-        "", "a folder on a faster disk, which checkpoints go to first", other="$TMP", changes="traffic"
+        "", "a folder on a faster disk to go to first, or: temporary", other="temporary", changes="traffic"
     )
     rate: float = knob(
         0.0, "written a second at most; 0: no limit", unit="bytes", other=5e7, changes="traffic"

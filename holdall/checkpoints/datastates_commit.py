@@ -23,7 +23,7 @@ class Committer:
 
     def __init__(self, near: Folder, far: Folder | None, ranks: Ranks, keep: int):
         self._near, self._far, self._ranks, self._keep = near, far, ranks, keep
-        self._lock = Lock(near)
+        self._lock = Lock(far if far is not None and far.local else near)
         self._tokens: list[str] = []
         self._holds: set[str] = set()
         self.sent = 0

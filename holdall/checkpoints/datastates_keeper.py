@@ -39,8 +39,9 @@ class Kept(Keeper):
         self.recipe, self._ranks = recipe, ranks
         self.limit = _limit(memory)
         far = Folder(url, recipe.full_name())
-        self._own = tempfile.mkdtemp(prefix="holdall.") if not is_local(url) and not recipe.tier else None
-        nearer = recipe.tier or self._own
+        passing = recipe.tier == "temporary" or (not recipe.tier and not is_local(url))
+        self._own = tempfile.mkdtemp(prefix="holdall.") if passing else None
+        nearer = self._own or recipe.tier
         self.near = Folder(nearer, recipe.full_name()) if nearer else far
         self.far = far if nearer else None
         self.chunk = max(BLOCK, min(recipe.chunk, self.limit // 4) // BLOCK * BLOCK)
