@@ -27,7 +27,7 @@ class Files:
     """Files of one checkpoint, opened when they are read; bytes go straight to where they are wanted."""
 
     def __init__(self, folder: str):
-        self._folder, self._lock = folder, threading.Lock()
+        self.folder, self._lock = folder, threading.Lock()
         self._open: dict[str, int | Reader] = {}
         self.traffic = 0
 
@@ -46,11 +46,11 @@ class Files:
         while done < len(view):
             n = os.preadv(file, [view[done:]], start + done)
             if not n:
-                raise CorruptArtefact(f"{self._folder}/{name}", f"cut short at byte {start + done}")
+                raise CorruptArtefact(f"{self.folder}/{name}", f"cut short at byte {start + done}")
             done += n
 
     def _opened(self, name: str) -> int | Reader:
-        url = f"{self._folder}/{name}"
+        url = f"{self.folder}/{name}"
         try:
             if is_local(url):
                 return os.open(local_path(url), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

@@ -10,6 +10,7 @@ from holdall.budget import Budget
 from holdall.checkpoints import bytecheckpoint_state as states
 from holdall.checkpoints.bytecheckpoint_files import Files
 from holdall.checkpoints.bytecheckpoint_load import Wanted, agreed, fill
+from holdall.checkpoints.bytecheckpoint_mapped import mapped
 from holdall.checkpoints.bytecheckpoint_match import complete, matched
 from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.bytecheckpoint_parts import Piece
@@ -124,6 +125,9 @@ class Kept(Keeper):
         parts: dict[str, list[Piece]] = {}
         try:
             trees = states.together(shared + stored.own(files, self._ranks.rank))
+            if self._ranks.world == 1:
+                made = mapped(stored.entries, stored.basics, files.folder, self.recipe.threads, watch)
+                self._count(read_bytes=sum(t.nbytes for t in made.values()))
             for name in dict.fromkeys(n for _, node in trees for n in states.named(node)):
                 real = stored.alias.get(name, name)
                 if real not in made:
