@@ -70,15 +70,8 @@ class Folder:
     def read(self, step: int) -> tuple[dict[str, Any], str]:
         """What the manifest says, checked, and where its data is."""
         path = f"{self.url}/{step}.checkpoint"
-        first, rest = self._parts(step)
         try:
-            told = json.loads(first)
-            if told["format"] != _FORMAT:
-                raise CorruptArtefact(
-                    path, f"format {told['format']!r} is not known to this Holdall: upgrade it"
-                )
-            if xxhash.xxh3_128_hexdigest(rest) != told["xxh3"]:
-                raise ValueError("it does not match its checksum")
+            told, rest = self._parts(step)
             said, token = json.loads(rest), str(told["data"])
             if "/" in token or not isinstance(said, dict):
                 raise ValueError("its data lies elsewhere")
@@ -92,12 +85,19 @@ class Folder:
             )
         return said, self.data(token)
 
-    def _parts(self, step: int) -> tuple[bytes, bytes]:
-        with open_reader(f"{self.url}/{step}.checkpoint") as reader:
+    def _parts(self, step: int) -> tuple[dict[str, Any], bytes]:
+        """The first line and what follows; ValueError and its like where they do not match their checksum."""
+        path = f"{self.url}/{step}.checkpoint"
+        with open_reader(path) as reader:
             if reader.size > _MOST:
-                raise CorruptArtefact(reader.name, "too large for a manifest")
+                raise CorruptArtefact(path, "too large for a manifest")
             first, _, rest = reader.read(0, reader.size).partition(b"\n")
-        return first, rest
+        told = json.loads(first)
+        if told["format"] != _FORMAT:
+            raise CorruptArtefact(path, f"format {told['format']!r} is not known to this Holdall: upgrade it")
+        if seal(told, rest) != told["xxh3"]:
+            raise ValueError("it does not match its checksum")
+        return told, rest
 
     def publish(
         self, step: int, said: Mapping[str, Any], token: str, keep: int, under_way: Collection[str]
@@ -109,12 +109,8 @@ class Folder:
         if self.local:
             _sync_folder(local_path(self.url))  # the name of the data's folder, before anything refers to it
         rest = json.dumps(said, separators=(",", ":"), allow_nan=False).encode()
-        told = {
-            "format": _FORMAT,
-            "store": self.store,
-            "data": token,
-            "xxh3": xxhash.xxh3_128_hexdigest(rest),
-        }
+        told = {"format": _FORMAT, "store": self.store, "data": token}
+        told["xxh3"] = seal(told, rest)
         with atomic_write(f"{self.url}/{step}.checkpoint") as f:
             f.write(json.dumps(told).encode() + b"\n" + rest)
             f.publish()
@@ -127,7 +123,7 @@ class Folder:
         named, unclear = {self.data(t) for t in under_way}, tuple[str, ...]()
         for step in self.steps():
             try:
-                named.add(self.data(json.loads(self._parts(step)[0])["data"]))
+                named.add(self.data(self._parts(step)[0]["data"]))
             except (ValueError, KeyError, TypeError, CorruptArtefact):
                 unclear += (f"{self.url}/{step}-",)  # what a damaged one named may be all that is left of it
         for folder in self._folders():
@@ -200,6 +196,12 @@ class Lock:
             self._users -= 1
             if not self._users and self._folder.local:
                 os.close(self._fd)
+
+
+def seal(told: Mapping[str, Any], rest: bytes) -> str:
+    """Checksum of a manifest: of its first line, but for the checksum itself, and of what follows."""
+    head = json.dumps([told.get("format"), told.get("store"), told.get("data")]).encode()
+    return xxhash.xxh3_128_hexdigest(head + rest)
 
 
 def _escaped(url: str) -> str:
