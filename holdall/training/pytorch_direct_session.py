@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.kinds import Session
 from holdall.optional import lazy
 from holdall.parts.paging import buffer
+from holdall.training.pytorch_direct_crew import Crew
 from holdall.training.pytorch_direct_table import Table
 
 torch = lazy("torch", extra="training")
@@ -35,7 +34,7 @@ class Rows(Session):
         self._held = [buffer(window) for _ in range(recipe.threads)]
         self._free: np.ndarray | None = None
         self._lent: dict[int, int] = {}  # which views are with somebody, and their bytes
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._crew: Crew | None = None
         names = ("steps", "rows", "asked_bytes", "reads", "read_bytes", "pages")
         self._told = dict.fromkeys(names, 0.0)
 
@@ -63,10 +62,10 @@ class Rows(Session):
 
     def close(self) -> None:
         if self._fd >= 0:
-            if self._pool is not None and self._pool[0] == os.getpid():
-                self._pool[1].shutdown(wait=True)
+            if self._crew is not None:
+                self._crew.close()
             os.close(self._fd)
-            self._fd, self._free, self._held, self._pool = -1, None, [], None
+            self._fd, self._free, self._held, self._crew = -1, None, [], None
 
     def fileno(self) -> int:
         if self._fd < 0:
@@ -133,38 +132,41 @@ class Rows(Session):
             ends, nbytes = np.arange(len(rows) + 1), len(rows) * width
             at = self.table.start + rows * width
             pages = int(((at + width - 1) // 4096 - at // 4096 + 1).sum())
-        count = len(ends) - 1
-        parts = min(self.recipe.threads, -(-count // _FEW))
-        cuts = [count * i // parts for i in range(parts + 1)] if parts else [0]
-        ranges = enumerate(pairwise(cuts))
-        tasks = [(rows, places, ends, low, high, out, i) for i, (low, high) in ranges]
+        left = self._cached(out, rows, places, ends)
+        parts = min(self.recipe.threads, -(-len(left) // _FEW))
+        tasks = [
+            (out, rows, places, ends, which, i) for i, which in enumerate(np.array_split(left, max(parts, 1)))
+        ]
         if len(tasks) == 1:
             self.fetch(*tasks[0])
-        elif tasks:
-            under_way = [self._threads().submit(self.fetch, *t) for t in tasks]
-            faults = [
-                f for f in (t.exception() for t in under_way) if f is not None
-            ]  # all end before memory goes
-            if faults:
-                raise faults[0]
-        told = (1, len(rows), len(rows) * width, count, nbytes, pages)
+        else:
+            self._threads().do(self.fetch, tasks)
+        told = (1, len(rows), len(rows) * width, len(ends) - 1, nbytes, pages)
         for name, more in zip(self._told, told, strict=True):
             self._told[name] += more
 
+    def _cached(self, out: int, rows: np.ndarray, places: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Which reads have to wait for the disk; the others are done, without a thread's being woken for them."""
+        from holdall.training.pytorch_direct_kernels import NOWAIT, fill_cached
+
+        if NOWAIT is None:
+            return np.arange(len(ends) - 1)
+        width, held = self.table.width, self._held[0].ctypes.data
+        return fill_cached(self._fd, out, rows, places, ends, width, self.table.start, held, NOWAIT)
+
     def fetch(
-        self, rows: np.ndarray, places: np.ndarray, ends: np.ndarray, low: int, high: int, out: int, i: int
+        self, out: int, rows: np.ndarray, places: np.ndarray, ends: np.ndarray, which: np.ndarray, i: int
     ) -> None:
         """Some of a batch's reads, in the i-th thread."""
         from holdall.training.pytorch_direct_kernels import fill
 
         width, start, held = self.table.width, self.table.start, self._held[i].ctypes.data
-        while low < high:
-            short = fill(self._fd, out, rows, places, ends, low, high, width, start, held)
-            if short < 0:
-                return
-            first, last = int(rows[ends[short]]), int(rows[ends[short + 1] - 1])
-            self._again(start + first * width, (last - first + 1) * width)
-            low = short
+        while len(which):
+            done = fill(self._fd, out, rows, places, ends, which, width, start, held)
+            which = which[done:]
+            if len(which):
+                first, last = int(rows[ends[which[0]]]), int(rows[ends[which[0] + 1] - 1])
+                self._again(start + first * width, (last - first + 1) * width)
 
     def _again(self, at: int, size: int) -> None:
         """A read that fell short, done once more where its error can be told; an interrupted one is no error."""
@@ -172,8 +174,8 @@ class Rows(Session):
         if len(got) < size and not os.pread(self._fd, 1, at + len(got)):
             raise CorruptArtefact(self.table.path, f"cut short while it was read at byte {at + len(got)}")
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _threads(self) -> Crew:
         """Of this process: a data loader's workers are forks, and threads stay behind."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(self.recipe.threads, "holdall-rows")
-        return self._pool[1]
+        if self._crew is None or self._crew.process != os.getpid():
+            self._crew = Crew(self.recipe.threads)
+        return self._crew

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from holdall.errors import BadInput, BudgetError, CorruptArtefact
-from holdall.training import PyTorchDirect, unified
+from holdall.training import PyTorchDirect, pytorch_direct_kernels, unified
+from holdall.training.pytorch_direct_crew import Crew
 from holdall.training.pytorch_direct_kernels import naive_gather
 from holdall.training.pytorch_direct_lines import lines, naive_lines, shift_of
 
@@ -155,6 +158,41 @@ def test_a_file_that_is_cut_while_it_is_read_raises_and_the_rest_goes_on(tmp_pat
         with pytest.raises(CorruptArtefact, match="cut short"):
             rows.step(np.arange(0, 3000, 7))
         assert rows.step([0, 1499]).sum() == 0
+
+
+def test_fewer_threads_do_the_same_work_and_none_is_at_work_when_a_call_ends(table, monkeypatch):
+    path, x = table
+    wanted = np.random.default_rng(5).integers(0, 5003, 3000)
+    real, started = threading.Thread.start, []
+    for most in (0, 2):
+
+        def start(self, most=most):
+            if len(started) >= most:
+                raise RuntimeError("can't start new thread")
+            started.append(self)
+            real(self)
+
+        started.clear()
+        monkeypatch.setattr(threading.Thread, "start", start)
+        monkeypatch.setattr(
+            pytorch_direct_kernels, "NOWAIT", None
+        )  # as where nobody knows what is in the cache
+        with PyTorchDirect(gap=0, threads=8).open(path) as rows:
+            assert np.array_equal(rows.step(wanted).numpy(), x[wanted]) and len(rows._crew) == most
+        monkeypatch.undo()
+        assert not any(t.is_alive() for t in started)
+    crew, ended = Crew(2), []
+
+    def act(i):
+        if i == 0:
+            raise OSError("first")
+        time.sleep(0.02)
+        ended.append(i)
+
+    with pytest.raises(OSError, match="first"):
+        crew.do(act, [(i,) for i in range(5)])
+    assert sorted(ended) == [1, 2, 3, 4]
+    crew.close()
 
 
 def test_a_budget_counts_batches_that_are_still_held(table):
