@@ -31,7 +31,7 @@ WAYS = {
     1: [(1, 3000), (3, 3000)],
     2: [(0, 3000), (2, 3000), (3, 10**6)],
 }  # stage and bucket, for each number of workers
-WAYS[3] = [(0, 3000), (1, 10**6), (2, 10**6), (3, 10**6), (2, 3000), (3, 1)]
+WAYS[3] = [(0, 3000), (1, 10**6), (2, 10**6), (3, 10**6), (2, 3000), (3, 1300)]
 TEXT = (Path(__file__).parents[1] / "LICENSE").read_bytes()
 TOKENS = torch.frombuffer(bytearray(TEXT), dtype=torch.uint8).long() % 97
 

@@ -1,7 +1,7 @@
 """Parameters of one group and type as one vector, cut into buckets of which each worker owns an equal slice.
 
 Stages 0 to 2 cut a vector every so many elements, whatever lies there, and hold it whole. Stage 3 cuts it between
-modules, holds its own slices, and fills a bucket only while its modules run.
+modules first, holds its own slices, and fills buckets only while their modules run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Bucket:
     span: Span
     owners: int
     run: int = 0  # buckets of one run belong to the same modules
-    full: Tensor | None = None  # stage 3: all of it, storage empty unless its modules run
+    full: Tensor | None = None  # stage 3: all of it, no memory behind it unless its modules run
     shard: Tensor | None = None
     slice: nn.Parameter | None = None
     room: Tensor | None = (
@@ -152,7 +152,7 @@ def fixed(vectors: list[Vector], capacity: int, owners: int) -> list[Bucket]:
 
 
 def by_module(model: nn.Module, vectors: list[Vector], capacity: int, owners: int) -> list[Bucket]:
-    """Buckets that end where modules do: as many neighbours as fit, a larger one alone."""
+    """Buckets of runs of modules, which end where modules do: as many neighbours as fit, a larger one alone."""
     units = list(_units(model, capacity, set()))
     place = {p: (v, i) for v in vectors for i, p in enumerate(v.params)}
     found = []
@@ -164,7 +164,11 @@ def by_module(model: nn.Module, vectors: list[Vector], capacity: int, owners: in
         for vector, inside in held.values():
             begins = partition.offsets(vector.sizes)
             assert all(b == a + 1 for a, b in pairwise(inside)), "modules and vectors go in one order"
-            found.append(Bucket(vector, (begins[inside[0]], begins[inside[-1] + 1]), owners, run))
+            begin, count = begins[inside[0]], begins[inside[-1] + 1] - begins[inside[0]]
+            found += [
+                Bucket(vector, (begin + a, begin + b), owners, run)
+                for a, b in partition.buckets(count, max(capacity, owners), owners)
+            ]
     return found
 
 

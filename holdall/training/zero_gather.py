@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from holdall.training.zero_buckets import Bucket, atomic
+from holdall.training.zero_buckets import atomic
+from holdall.training.zero_rooms import Room
 from holdall.training.zero_slices import Slices
 from holdall.training.zero_wire import Pending
 
@@ -24,9 +25,9 @@ class Gather:
 
     def __init__(self, model: nn.Module, slices: Slices, ahead: int):
         self.slices, self.ahead, self.backward, self.held = slices, ahead, False, False
-        self.runs: dict[int, list[Bucket]] = {}
-        for b in slices.buckets:
-            self.runs.setdefault(b.run, []).append(b)
+        self.runs: dict[int, list[Room]] = {}
+        for room in slices.rooms:
+            self.runs.setdefault(room.buckets[0].run, []).append(room)
         self.here: dict[int, list[Pending]] = {}  # runs whose parameters are there, or on their way
         self.shown: set[int] = set()
         order = list(self.runs)
@@ -34,8 +35,8 @@ class Gather:
         self.went: dict[bool, dict[int, None]] = {False: {}, True: {}}
         self.prefetched = 0
         self.open: dict[int, int] = dict.fromkeys(self.runs, 0)  # calls whose backward is to come
-        inside = {r: [b.vector.params[p.tensor] for b in bs for p in b.pieces] for r, bs in self.runs.items()}
-        self.frozen = {r for r, bs in self.runs.items() if not all(b.trained for b in bs)}
+        inside = {r: [p for room in rooms for p in room.params] for r, rooms in self.runs.items()}
+        self.frozen = {r for r, bs in self.runs.items() if not all(room.trained for room in bs)}
         self.count = {r: sum(p.requires_grad for p in inside[r]) for r in self.runs}
         self.left = dict(self.count)
         self.run_of = {p: r for r, params in inside.items() for p in params}
@@ -128,8 +129,8 @@ class Gather:
         for pending in self.here[r]:
             pending.wait()
         with torch.no_grad():
-            for b in self.runs[r]:
-                self.slices.show(b)
+            for room in self.runs[r]:
+                room.show()
         self.shown.add(r)
         self.went[self.backward].setdefault(r)
         order = self.order[self.backward]
@@ -140,16 +141,16 @@ class Gather:
                 self._fetch(later)
 
     def _fetch(self, r: int) -> None:
+        done: list[Pending] = []
         with torch.no_grad():
-            done: list[Pending] = []
             try:
-                for b in self.runs[r]:
-                    done.append(self.slices.fill(b))
+                for room in self.runs[r]:
+                    done += room.fill()
             except BaseException:
-                for b in self.runs[r][: len(done)]:
-                    self.slices.empty(b, counted=True)
+                for room in self.runs[r]:
+                    room.empty()
                 raise
-            self.here[r] = done
+        self.here[r] = done
 
     def release(self, r: int) -> None:
         if r not in self.here or self.held:
@@ -158,8 +159,8 @@ class Gather:
             pending.wait()
         self.shown.discard(r)
         with torch.no_grad():
-            for b in self.runs[r]:
-                self.slices.empty(b, counted=True)
+            for room in self.runs[r]:
+                room.empty()
 
     def end(self) -> None:
         """A step, or what was done of it, is over: nothing stays."""

@@ -105,10 +105,10 @@ class Sharded(Trainee):
     def update(self) -> None:
         """What `optimizer.step()` does."""
         self._check()
+        self._look()
         self.slices.reduce.complete()
         if self.gather is not None:
             self.gather.end()
-        self._look()
         if self.scale and not bool(self.slices.norm().isfinite()):  # the same on all workers
             self.scale, self.calm = self.scale / 2, 0
             self.skipped += 1

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdall.parts import partition
-from holdall.training.zero_buckets import Bucket, Live, by_module, fixed, vectors_of
+from holdall.training.zero_buckets import Live, by_module, fixed, vectors_of
 from holdall.training.zero_optimizer import Inner
 from holdall.training.zero_reduce import Reduce
+from holdall.training.zero_rooms import Room
 from holdall.training.zero_wire import Pending, Wire
 
 
@@ -31,6 +33,8 @@ class Slices:
         for b in self.buckets:
             key = b.vector.like.dtype, b.vector.like.device
             self.live.largest[key] = max(self.live.largest.get(key, 0), b.padded)
+        runs = groupby(self.buckets if stage == 3 else (), key=lambda b: (b.run, id(b.vector)))
+        self.rooms = [Room(list(held), wire, self.live) for _, held in runs]
         self.reduce = Reduce(self.vectors, self.buckets, stage, wire, self.live)
 
     # what it holds
@@ -65,10 +69,10 @@ class Slices:
         """Take the module's parameters: into vectors, or into slices. All workers start from the first one's."""
         if self.stage < 3:
             self._flatten()
+        for room in self.rooms:
+            room.cut()
         for b in self.buckets:
-            if self.stage == 3:
-                self._cut(b)
-            else:
+            if self.stage < 3:
                 parts = b.parts()
                 begin, whole = b.span[0], b.vector.flat
                 assert whole is not None
@@ -80,8 +84,8 @@ class Slices:
         if self.stage >= 2:
             for vector in self.vectors:
                 mine = [b for b in self.trained if b.vector is vector]
-                room = vector.like.new_zeros(sum(b.each for b in mine))  # one block: nothing to fragment
-                for b, part in zip(mine, room.split([b.each for b in mine]) if mine else (), strict=True):
+                block = vector.like.new_zeros(sum(b.each for b in mine))  # one block: nothing to fragment
+                for b, part in zip(mine, block.split([b.each for b in mine]) if mine else (), strict=True):
                     b.room = part
 
     def _flatten(self) -> None:
@@ -90,42 +94,6 @@ class Slices:
             vector.flat = vector.like.new_zeros(sum(spans))
             for p, view in zip(vector.params, partition.views(vector.flat, vector.shapes), strict=True):
                 p.data = view.copy_(p.data)
-
-    def _cut(self, b: Bucket) -> None:
-        b.full = b.vector.like.new_zeros(b.padded)
-        partition.gather_into(b.full, b.vector.params, b.pieces)
-        self.wire.send_first(b.full)
-        b.shard = b.parts()[self.wire.rank].clone()
-        self.empty(b)
-
-    def fill(self, b: Bucket) -> Pending:
-        """Stage 3: a bucket's parameters, from all their owners."""
-        assert b.full is not None and b.shard is not None
-        b.full.untyped_storage().resize_(b.full.numel() * b.full.element_size())
-        self.live.count(b.full.nbytes)
-        try:
-            return self.wire.gather(b.shard, b.parts())
-        except BaseException:
-            self.live.count(-b.full.nbytes)
-            b.full.untyped_storage().resize_(0)
-            raise
-
-    def show(self, b: Bucket) -> None:
-        """Let the module see what was filled."""
-        assert b.full is not None
-        for piece in b.pieces:
-            shape = b.vector.shapes[piece.tensor]
-            b.vector.params[piece.tensor].data = b.full[piece.at :][: piece.stop].view(shape)
-
-    def empty(self, b: Bucket, counted: bool = False) -> None:
-        """Give a bucket's memory back. Whoever reads a parameter that is not there reads NaN, of its right shape."""
-        assert b.full is not None
-        for piece in b.pieces:
-            shape = b.vector.shapes[piece.tensor]
-            b.vector.params[piece.tensor].data = b.full.new_full((), torch.nan).expand(shape)
-        b.full.untyped_storage().resize_(0)
-        if counted:
-            self.live.count(-b.full.nbytes)
 
     @torch.no_grad()
     def norm(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -193,14 +193,9 @@ def give_back(session: Sharded) -> None:
     slices = session.slices
     whole = sum(b.padded * (b.vector.like.element_size() + slices.inner.each) for b in slices.trained)
     room = session.limit is None or whole <= session.limit
+    for held in slices.rooms:
+        held.leave()
     for b in slices.buckets:
-        if slices.stage == 3:
-            slices.fill(b).wait()
-            slices.show(b)
-            assert b.full is not None
-            _apart(b.vector.params[p.tensor] for p in b.pieces)
-            slices.live.count(-b.full.nbytes)
-            b.full.untyped_storage().resize_(0)
         if room and b.slice is not None:
             for key, s in slices.inner.state.pop(b.slice, {}).items():
                 _put(slices, session.user, b, key, s)
@@ -208,13 +203,8 @@ def give_back(session: Sharded) -> None:
         if session.stale:
             slices.spread()
         for v in slices.vectors:
-            _apart(v.params)
-
-
-def _apart(params: Iterable[Tensor]) -> None:
-    """Memory of their own again: files of tensors that share it would hold all of it for each."""
-    for p in params:
-        p.data = p.data.clone()
+            for p in v.params:  # memory of their own again
+                p.data = p.data.clone()
 
 
 def _put(slices: Slices, optimizer: Any, b: Bucket, key: str, value: Any) -> None:

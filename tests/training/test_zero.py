@@ -72,7 +72,7 @@ def test_what_lives_before_an_update_is_the_table(told):
             plan.total, rel=0.02
         )  # all tensors of the process
         assert seen["alive"] <= whole * 1.02
-    assert told[0]["equal-3"]["stages"]["3-1"]["runs"] > 10
+    assert told[0]["equal-3"]["stages"]["3-1300"]["runs"] > 10
 
 
 @pytest.mark.parametrize("workers", [2, 3])
