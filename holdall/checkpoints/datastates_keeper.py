@@ -28,7 +28,7 @@ from holdall.parts.ring import BLOCK, Ring
 if TYPE_CHECKING:
     from holdall.checkpoints.datastates import DataStates
 
-LEAST = 1 << 20
+LEAST = 1_000_000  # bytes: several chunks of whole blocks
 WINDOW = 64 << 20
 
 
