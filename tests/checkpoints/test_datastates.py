@@ -200,9 +200,8 @@ def test_memory_stays_in_the_window(tmp_path):
 
 def test_what_forward_changes_is_copied_at_once(tmp_path, monkeypatch):
     gate, x = Gate(monkeypatch), torch.randn(16, 8)
-    model = torch.nn.Sequential(
-        torch.nn.BatchNorm1d(1 << 15), torch.nn.Linear(1 << 15, 8)
-    )  # statistics: 256 kB
+    first = torch.nn.Linear(8, 1 << 15)  # as large as the ring
+    model = torch.nn.Sequential(first, torch.nn.BatchNorm1d(1 << 15))
     model(x)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for way in ("attached", "by name", "neither"):
