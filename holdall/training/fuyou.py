@@ -55,6 +55,7 @@ class Fuyou(TrainingRuntime):
         ...     losses = [trainee.step((x, x.flip(1))) for _ in range(20)]
         >>> losses[-1] < 0.9 * losses[0]
         True
+
     Paper: Liao et al., Fuyou (2024); LoHan, ICDE 2025.
     Test: tests/training/test_fuyou.py
     """
@@ -81,7 +82,7 @@ class Fuyou(TrainingRuntime):
     )
     accumulate: int = knob(1, "backward passes of a step", other=2)
     clip: float = knob(0.0, "largest norm of all gradients; 0: none", other=1e-3)
-    norm: str = knob("exact", "exact or delayed, for clipping", other="delayed", at={"clip": 0.05})
+    norm: str = knob("exact", "exact or delayed, for clipping", other="delayed", at={"clip": 1e-3})
     scale: float = knob(0.0, "of the loss, halved where gradients overflow; 0: none", other=3e38)
 
     def __post_init__(self) -> None:

@@ -82,7 +82,7 @@ def blocks_of(model: Any) -> list[Any]:
 def groups_of(model: Any, optimizer: Any, blocks: list[Any]) -> list[Group]:
     """The parameters that the optimizer trains: one group for each block, and one for each parameter that is not in
     exactly one block."""
-    homes = {id(p): home for home in optimizer.param_groups for p in home["params"]}
+    homes = {id(p): home for home in optimizer.param_groups for p in home["params"] if p.requires_grad}
     owners: dict[int, set[int]] = {}
     for i, block in enumerate(blocks):
         for p in block.parameters():
@@ -93,7 +93,7 @@ def groups_of(model: Any, optimizer: Any, blocks: list[Any]) -> list[Group]:
                 owners[id(p)] = set()
     found: dict[Any, list[Any]] = {}
     for p in model.parameters():
-        if p.requires_grad and id(p) in homes:
+        if id(p) in homes:
             _checked(p, homes[id(p)])
             mine = owners.get(id(p), set())
             found.setdefault(next(iter(mine)) if len(mine) == 1 else f"rest{id(p)}", []).append(p)

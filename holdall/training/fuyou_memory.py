@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from holdall.training.fuyou import Fuyou
 
 _LEAST_PIECE = 1 << 14
-_MOST = 0.75  # of a budget, where it can be had: the rest is for activations, which are not known yet
+_MOST = (
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+)  # of a budget, the least that can be had: the rest is for activations, not known yet
 _ROOM = 1 << 20  # bytes for threads' stacks, records and lists
 
 
@@ -58,9 +63,10 @@ def shared_out(recipe: Fuyou, run: Run, limit: int | None) -> Memory:
     growing = rest + largest + most  # gradients that are being summed up, and one more of the largest
     waiting = sum(map(_bytes, groups)) if recipe.clip or not recipe.overlap else 0
     least = 0
-    for paged, part in ((False, _MOST), (True, _MOST), (True, 1.0), (False, 1.0)):
+    for paged, part in ((False, _MOST[0]), *((True, part) for part in _MOST), (True, 1.0), (False, 1.0)):
         for spills in (False, True) if waiting else (False,):
-            for piece in _pieces(recipe.piece, max((g.count for g in groups), default=1)):
+            sizes = _pieces(recipe.piece, max((g.count for g in groups), default=1))
+            for piece in sizes if part < 1 else sizes[::-1]:
                 held = all_of[paged] + 3 * 12 * piece + growing + most + (0 if spills else waiting) + _ROOM
                 held += (2 * most + (1 + recipe.ahead) * fp32) if paged else 0
                 least = min(least or held, held)

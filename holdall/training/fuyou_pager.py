@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from holdall.optional import lazy
 from holdall.training.fuyou_groups import Group
 from holdall.training.fuyou_states import States, fill
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch", extra="training")
 
 
 class Pager:
     """blocks: the groups of blocks that can leave memory, by number. ahead: blocks that are read before they are
-    asked for. What is in `staying` does not leave."""
+    asked for. What is in `staying` does not leave. Who reads a parameter that is away finds NaN."""
 
     def __init__(self, states: States, blocks: dict[int, Group], ahead: int):
         self._states, self._blocks, self._ahead = states, blocks, ahead
         self.staying: set[int] = set(blocks)
         self._away: set[int] = set()
+        self._homes: dict[
+            int, list[Any]
+        ] = {}  # of what is away: the same tensors again, as graphs may know them
+        self._nothing = torch.tensor(float("nan"))  # what is read of a parameter that is away
         self._coming: dict[int, tuple[np.ndarray, list[Future[int]]]] = {}
         self.told = {"blocks_fetched": 0, "blocks_fetched_early": 0}
 
@@ -43,8 +54,11 @@ class Pager:
 
     def release(self, block: int) -> None:
         if not self.stays(block) and block not in self._away:
-            for p in self._blocks[block].params:
+            params = self._blocks[block].params
+            self._homes[block] = [p.data for p in params]
+            for p in params:
                 p.untyped_storage().resize_(0)
+                p.data = self._nothing.to(p.dtype).expand(p.shape)
             self._away.add(block)
 
     def all_here(self) -> None:
@@ -70,8 +84,9 @@ class Pager:
 
     def _fill(self, block: int, whole: np.ndarray) -> None:
         group = self._blocks[block]
-        for p in group.params:
-            p.untyped_storage().resize_(p.numel() * p.element_size())
+        for p, home in zip(group.params, self._homes.pop(block), strict=True):
+            home.untyped_storage().resize_(p.numel() * p.element_size())
+            p.data = home
         self._away.discard(block)
         fill(group, whole)
 

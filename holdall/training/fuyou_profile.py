@@ -52,7 +52,8 @@ class Profile:
             saved = _Saved()
             with saved:
                 yield
-            self.rest = saved.nbytes
+            inputs = sum(layer.input for layer in self.layers())  # of blocks that recompute: seen here, too
+            self.rest = max(saved.nbytes - inputs, 0)
 
     def planned(self) -> None:
         """After a step: from what was seen in it, how the next ones with such batches are done."""
@@ -99,20 +100,14 @@ class Profile:
         if not torch.is_grad_enabled():
             return
         shapes = tuple(tuple(x.shape) for x in (*args, *named.values()) if isinstance(x, torch.Tensor))
-        own = (
-            tuple(tuple(p.shape) for p in self._memory.blocks[i].parameters())
-            if self._pager.here(i)
-            else None
-        )
         kind = (type(self._memory.blocks[i]), self._sizes(i), shapes)
         if kind not in self._kinds:
             self._acts.modes = {}  # nothing is known of such a batch: the safest way
             self.plan = None
-            del own
             self._kinds[kind] = self._measured(i, real, args, named)
         self._now[i] = (kind, *self._kinds[kind])
         least = self._working([layer for _, layer, _ in self._now.values()])
-        if self._memory.limit is not None and least > self._memory.limit:
+        if self.plan is None and self._memory.limit is not None and least > self._memory.limit:
             raise BudgetError(
                 self._memory.limit, int(least), who="training.fuyou", why="one block's activations"
             )

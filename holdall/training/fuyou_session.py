@@ -21,9 +21,11 @@ from holdall.training.fuyou_update import Job, Updater
 from holdall.weights.training import default_loss
 
 if TYPE_CHECKING:
-    from holdall.training.fuyou import Fuyou
+    import torch
 
-torch = lazy("torch", extra="training")
+    from holdall.training.fuyou import Fuyou
+else:
+    torch = lazy("torch", extra="training")
 
 
 class Fuyoued(Trainee):
@@ -209,18 +211,23 @@ class Fuyoued(Trainee):
             self.run.optimizer.state.clear()
 
 
-class StandIn:
-    """In the optimizer's place in a loop of one's own: most of a step is done when `backward` returns."""
+class StandIn(torch.optim.Optimizer):
+    """In the optimizer's place in a loop of one's own, for schedulers too: most of a step is done when `backward`
+    returns."""
 
     def __init__(self, trainee: Fuyoued):
+        optimizer = trainee.run.optimizer
+        super().__init__([torch.nn.Parameter(torch.empty(0))], dict(optimizer.defaults))
+        self.param_groups = optimizer.param_groups
         self._trainee = trainee
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self._trainee.run.optimizer.param_groups
-
-    def step(self) -> None:
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         self._trainee.finish()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Gradients were given back where they were used."""
