@@ -6,8 +6,19 @@ disk, or in fewer bits.
 """
 
 from holdall.training.coat import COATAdamW, coat_, saved_bytes, uncoat_
+from holdall.training.fuyou import Fuyou
 from holdall.training.pytorch_direct import PyTorchDirect, unified
 from holdall.training.sgd_sai import SGDSaI
 from holdall.training.zero import ZeRO
 
-__all__ = ["COATAdamW", "PyTorchDirect", "SGDSaI", "ZeRO", "coat_", "saved_bytes", "uncoat_", "unified"]
+__all__ = [
+    "COATAdamW",
+    "Fuyou",
+    "PyTorchDirect",
+    "SGDSaI",
+    "ZeRO",
+    "coat_",
+    "saved_bytes",
+    "uncoat_",
+    "unified",
+]
