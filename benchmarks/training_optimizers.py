@@ -164,6 +164,7 @@ def coat(steps: int, seeds: int) -> None:
     makes = {
         "AdamW": lambda ps: torch.optim.AdamW(ps, 1e-3),
         "coat": lambda ps: COATAdamW(ps, 1e-3),
+        "coat, steady=False (paper)": lambda ps: COATAdamW(ps, 1e-3, steady=False),
         "coat, without expansion": lambda ps: COATAdamW(ps, 1e-3, expand=False),
         "int8 linear": lambda ps: parts.Int8AdamW(ps, 1e-3),
     }
@@ -171,6 +172,7 @@ def coat(steps: int, seeds: int) -> None:
     for name, make in makes.items():
         found = [trained(make, steps, seed)[2:] for seed in range(seeds)]
         base = base or found
+        keep("coat", f"{name}, each seed", {f"seed {i}": f[0] for i, f in enumerate(found)})
         off = [max(abs(a[i] / b[i] - 1) for i in (0, 1)) for a, b in zip(found, base, strict=True)]
         held, tail = (sum(f[i] for f in found) / seeds for i in (0, 1))
         keep(
@@ -184,9 +186,9 @@ def sai(short: int, steps: int, seeds: int) -> None:
     grids = {
         "AdamW": (lambda ps, lr: torch.optim.AdamW(ps, lr), (1e-3, 2e-3, 4e-3)),
         "SGD momentum": (
-            lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, dampening=0.9), (0.3, 1.0, 3.0, 10.0),
+            lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, dampening=0.9), (0.03, 0.1, 0.3, 1.0),
         ),
-        "sgd_sai": (lambda ps, lr: SGDSaI(ps, lr, weight_decay=1e-3), (0.3, 1.0, 3.0, 10.0)),
+        "sgd_sai": (lambda ps, lr: SGDSaI(ps, lr, weight_decay=1e-3), (0.1, 0.3, 1.0, 3.0)),
     }  # fmt: skip
     grids["sgd_sai, rule size"] = (lambda ps, lr: SGDSaI(ps, lr, weight_decay=1e-3, rule="size"), ())
     grids["random ratios"] = (lambda ps, lr: parts.RandomRatios(ps, lr, weight_decay=1e-3), ())

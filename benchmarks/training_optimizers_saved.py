@@ -76,7 +76,7 @@ def smollm2() -> tuple[Any, Tensor]:
 
     told = Model.read("smollm2")
     ids = torch.tensor(told.tokenizer().encode(text()[:60_000]))
-    return told.build(torch.float32).train(), ids
+    return told.build(torch.float32).train().requires_grad_(True), ids
 
 
 class LoRA(nn.Module):

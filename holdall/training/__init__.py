@@ -5,7 +5,10 @@ holds smaller: states of the optimizer, gradients, parameters, activations; on o
 disk, or in fewer bits.
 """
 
-from holdall.training.coat import COATAdamW, coat_, saved_bytes, uncoat_
+from holdall.training.base import Run
+from holdall.training.coat import COATAdamW
+from holdall.training.coat_activations import coat_, saved_bytes, uncoat_
+from holdall.training.fitting import fit_training
 from holdall.training.fuyou import Fuyou
 from holdall.training.pytorch_direct import PyTorchDirect, unified
 from holdall.training.sgd_sai import SGDSaI
@@ -15,9 +18,11 @@ __all__ = [
     "COATAdamW",
     "Fuyou",
     "PyTorchDirect",
+    "Run",
     "SGDSaI",
     "ZeRO",
     "coat_",
+    "fit_training",
     "saved_bytes",
     "uncoat_",
     "unified",

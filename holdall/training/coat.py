@@ -1,8 +1,8 @@
-"""COAT: AdamW whose moments, and activations that training saves, are 8-bit floats."""
+"""COAT: AdamW whose moments are 8-bit floats; `coat_activations` has the half that is done to modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from holdall.errors import BadInput
@@ -30,8 +30,9 @@ class COATAdamW(TorchOptimizer):
         by memory, this by arithmetic). Tensors of 500,000 numbers and more are shared among torch's threads.
     Knobs:
         group, numbers that share a range (paper 128), whole sixteens; expand, whether codes are stretched over the
-        range of their group (without: plain FP8); betas, eps, weight_decay as AdamW's. maximize as AdamW's; foreach and
-        fused are taken and change nothing.
+        range of their group (without: plain FP8); steady (paper: not), second moments rounded by chance, at exponents
+        that stay while they fit, as a thousandth a step is less than a code; betas, eps, weight_decay as AdamW's.
+        maximize as AdamW's; foreach and fused are taken and change nothing.
     Differs from the paper:
         A group stores its largest number and k, not scale, k and centre: the centre cancels out, 5 bytes say what 12
         did; they stay float32, as in bfloat16 a decay by 0.999 would round away. The smallest number is that of those
@@ -68,6 +69,9 @@ class COATAdamW(TorchOptimizer):
     knobs: ClassVar[Mapping[str, Any]] = {
         "group": knob(128, "numbers that share a range, whole sixteens", unit="numbers", other=32),
         "expand": knob(True, "stretch codes over the range of their group", other=False),
+        "steady": knob(
+            True, "second moments rounded by chance, at exponents that stay", paper=False, other=False
+        ),
         "betas": knob((0.9, 0.999), "how much of the moments stays at a step", other=(0.8, 0.99)),
         "eps": knob(1e-8, "added to the root of the second moment", other=1e-2),
         "weight_decay": knob(1e-2, "share of weights taken away, times the learning rate", other=0.3),
@@ -84,6 +88,7 @@ class COATAdamW(TorchOptimizer):
         *,
         group: int = 128,
         expand: bool = True,
+        steady: bool = True,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -96,7 +101,9 @@ class COATAdamW(TorchOptimizer):
             differentiable=(differentiable, not differentiable, "False: updates are not differentiable"),
         )
         said = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, {**said, "group": group, "expand": expand, "amsgrad": False})
+        super().__init__(
+            params, {**said, "group": group, "expand": expand, "steady": steady, "amsgrad": False}
+        )
 
     def fits(self, group: Mapping[str, Any]) -> None:
         one, two = (number(b) for b in group["betas"])
@@ -126,7 +133,7 @@ class COATAdamW(TorchOptimizer):
                     state["step"] += 1
                     rule = Rule.at(
                         state["step"].item(), number(group["lr"]), betas, group["eps"],
-                        group["weight_decay"], group["maximize"],
+                        group["weight_decay"], group["maximize"], group["steady"],
                     )  # fmt: skip
                     one, two = (Moments.of(state, name) for name in _MOMENTS)
                     advance(p, gradient_of(p), one, two, rule, size, expand)
@@ -168,34 +175,3 @@ class COATAdamW(TorchOptimizer):
             else:  # AdamW's own
                 told |= encode(saved[name].to(p.device), group["group"], group["expand"]).named(name)
         return told
-
-
-def coat_(
-    module: Any, blocks: Iterable[str] | None = None, *, flow: bool = False, slopes: bool = False
-) -> Any:
-    """Lets a module keep FP8 for its backward, in place, and gives it back: E4M3 with one scale before linear layers,
-    with a scale for each sixteen numbers elsewhere. Weights, names and outputs stay as they are.
-
-    blocks: names of the modules within which that is done; by default the elements of its lists of layers. flow:
-    calculate from what is kept, with weights in E4M3. slopes: gradients of linear layers' outputs in E5M2. Beside
-    activation checkpointing of the same blocks it saves nothing.
-    """
-    from holdall.training.coat_modules import convert
-
-    convert(module, blocks, flow, slopes)
-    return module
-
-
-def uncoat_(module: Any) -> Any:
-    """The module as it was before `coat_`."""
-    from holdall.training.coat_modules import restore
-
-    restore(module)
-    return module
-
-
-def saved_bytes(forward: Callable[[], Any], module: Any) -> int:
-    """Bytes that autograd keeps for backward after `forward()`, each memory once, without the module's weights."""
-    from holdall.training import coat_saved
-
-    return coat_saved.saved_bytes(forward, module)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -53,15 +53,19 @@ class Moments:
         groups = slice(start // size, -(-stop // size))
         return Moments(self.codes.view(-1)[start:stop], self.tops[groups], self.powers[groups])
 
-    def keep(self, x: Tensor, size: int, expand: bool) -> None:
-        made = encode(x, size, expand)
+    def keep(self, x: Tensor, size: int, expand: bool, seed: int = 0) -> None:
+        made = encode(x, size, expand, seed, self.powers)
         self.codes.view(torch.uint8).copy_(made.codes.view(torch.uint8).view(self.codes.shape))
         self.tops.copy_(made.tops)
         self.powers.copy_(made.powers)
 
 
-def encode(x: Tensor, size: int, expand: bool = True) -> Moments:
-    """Groups of `size` consecutive numbers as codes, calculated in x's own type (float32 at least)."""
+def encode(x: Tensor, size: int, expand: bool = True, seed: int = 0, old: Tensor | None = None) -> Moments:
+    """Groups of `size` consecutive numbers as codes, calculated in x's own type (float32 at least).
+
+    seed: of the chance with which codes are rounded up; 0: to the nearest. By chance an `old` exponent also stays as
+    long as codes reach, and three quarters of their range are used.
+    """
     wide = x.double() if x.dtype == torch.float64 else x.float()
     n = wide.numel()
     rows = torch.nn.functional.pad(wide.reshape(-1), (0, -n % size)).view(-1, size)
@@ -73,13 +77,28 @@ def encode(x: Tensor, size: int, expand: bool = True) -> Moments:
     span = tops.double().log2() - low.double().log2()
     powers = (REACH / span * 16).floor().nan_to_num(16, posinf=256, neginf=16).clamp(1, 256)
     powers = powers if expand else torch.full_like(powers, 16)
+    if seed and expand and old is not None:
+        before = old.double()[:, None] + 1
+        powers = torch.where((before <= powers) & (3 * powers <= 4 * before), before, powers)
     powers = torch.where(tops > 0, powers, 16)
     y = (sizes / torch.where(tops > 0, tops, 1)).pow((powers / 16).to(wide.dtype)) * TOP
+    y = _by_chance(y, seed) if seed else y
     y = torch.where(sizes > 0, y.clamp(2.0**-9, TOP), 0)  # what is there stays there
     y = torch.where(finite, y.copysign(rows), torch.nan)
     codes = torch.where(sizes == 0, 0, y).float().to(torch.float8_e4m3fn)
     codes = codes.view(torch.uint8).view(-1)[:n].view(torch.float8_e4m3fn).view(x.shape)
     return Moments(codes, tops.view(-1).float(), (powers.view(-1) - 1).to(torch.uint8))
+
+
+def _by_chance(y: Tensor, seed: int) -> Tensor:
+    """y >= 0 on the grid of E4M3, up or down with the chances of what is cut off."""
+    x = torch.arange(y.numel(), device=y.device) + seed
+    for factor, down in ((0x9E3779B1, 15), (0x85EBCA77, 13)):
+        x = (x * factor) & 0xFFFFFFFF
+        x = x ^ (x >> down)
+    chance = ((x & 0xFFFFF) / 2.0**20).to(y.dtype).view(y.shape)
+    step = torch.exp2(torch.frexp(y.clamp(2.0**-6))[1].to(y.dtype) - 4)
+    return torch.floor(y / step + chance) * step
 
 
 def decode(m: Moments, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -103,17 +122,26 @@ class Rule:
     root: float
     eps: float
     sign: float
+    seed: int = 0  # of the chance that rounds the second moment
 
     @classmethod
     def at(
-        cls, step: float, lr: float, betas: tuple[float, float], eps: float, decay: float, up: bool
+        cls,
+        step: float,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        decay: float,
+        up: bool,
+        steady: bool,
     ) -> Rule:
         one, two = betas
-        roots = 1 / math.sqrt(1 - two**step), lr / (1 - one**step)
-        return cls(1 - one, two, 1 - two, 1 - lr * decay, roots[1], roots[0], eps, -1.0 if up else 1.0)
+        rate, root = lr / (1 - one**step), 1 / math.sqrt(1 - two**step)
+        seed = int(step) * 0x3779B1 % 0x3FFFFFFF + 1 if steady else 0
+        return cls(1 - one, two, 1 - two, 1 - lr * decay, rate, root, eps, -1.0 if up else 1.0, seed)
 
     def numbers(self) -> np.ndarray:
-        return np.array(list(vars(self).values()), np.float32)
+        return np.array(list(vars(self).values())[:8], np.float32)
 
 
 def naive_advance(p: Tensor, g: Tensor, m: Moments, v: Moments, rule: Rule, size: int, expand: bool) -> None:
@@ -125,7 +153,7 @@ def naive_advance(p: Tensor, g: Tensor, m: Moments, v: Moments, rule: Rule, size
     two = two * rule.beta + d * d * rule.second
     p.copy_(p.to(kind) * rule.decay - rule.rate * one / (two.sqrt() * rule.root + rule.eps))
     m.keep(one, size, expand)
-    v.keep(two, size, expand)
+    v.keep(two, size, expand, rule.seed)
 
 
 def advance(p: Tensor, g: Tensor, m: Moments, v: Moments, rule: Rule, size: int, expand: bool) -> None:
@@ -142,11 +170,12 @@ def advance(p: Tensor, g: Tensor, m: Moments, v: Moments, rule: Rule, size: int,
     for start, stop in _tiles(flat.numel(), size):
         part, of = flat[start:stop], slope[start:stop]
         one, two = m.part(start, stop, size), v.part(start, stop, size)
+        here = replace(rule, seed=rule.seed and rule.seed + start)  # places count from the tensor's start
         if p.device.type != "cpu" or p.dtype == torch.float64:
-            naive_advance(part, of, one, two, rule, size, expand)
+            naive_advance(part, of, one, two, here, size, expand)
             continue
         wide = part.float()
-        _fused(wide, of.float(), one, two, rule, size, expand)
+        _fused(wide, of.float(), one, two, here, size, expand)
         part.copy_(wide)
 
 
@@ -168,7 +197,7 @@ def _fused(p: Tensor, g: Tensor, m: Moments, v: Moments, rule: Rule, size: int, 
     numbers = rule.numbers()
 
     def part(ends: tuple[int, int]) -> None:
-        step(*arrays, tables(), size, *ends, numbers, expand)
+        step(*arrays, tables(), size, *ends, numbers, expand, rule.seed)
 
     if jobs == 1:
         part((0, groups))

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 LANES = 16
 _LOG = (-0.20685812, 0.31840712, -0.36641326, 0.47979388, -0.72120837, 1.44270180)  # log2(1 + z) / z
 _EXP = (0.01368398, 0.05171774, 0.24162132, 0.69296955, 1.0000036)  # 2^f, 0 <= f < 1
+_MIX = ((0x9E3779B1, 15), (0x85EBCA77, 13))  # factors that scatter bits, and shifts that bring high ones down
 _ROOT = 0x3F3504F3  # bits of the root of a half
 _LEAST, _ODD, _SIZE = 0x00800000, 0x7F800000, 0x7FFFFFFF  # smallest normal, infinite, all but the sign
 _FLOAT, _INT, _LONG, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
@@ -53,7 +54,8 @@ class _Lanes:
         self.b.store(x, self.at(base, place, x.type)).align = 1 if x.type is _BYTES else 4
 
     def spread(self, x: Any) -> Any:
-        one = self.b.insert_element(ir.Constant(_FLOATS, ir.Undefined), x, _INT(0))
+        kind = ir.VectorType(x.type, LANES)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), x, _INT(0))
         return self.b.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LANES))
 
     def add(self, x: Any, y: Any) -> Any:
@@ -86,8 +88,18 @@ class _Lanes:
         self.b.store(self.most(self.b.load(most), finite), most)
         self.b.store(self.least(self.b.load(least), there), least)
 
-    def code(self, x: Any, k: Any, shift: Any) -> Any:
-        """E4M3 of sign(x) * 2^(k log2|x| + shift): NaN for what is not finite, 0 only for 0."""
+    def chance(self, place: Any, seed: Any) -> Any:
+        """Twenty bits for each lane, from its place and a seed."""
+        b, lanes = self.b, ir.Constant(_INTS, list(range(LANES)))
+        x = b.add(b.add(self.spread(b.trunc(place, _INT)), lanes), self.spread(seed))
+        for factor, down in _MIX:
+            x = b.mul(x, _i(factor))
+            x = b.xor(x, b.lshr(x, _i(down)))
+        return b.and_(x, _i(0xFFFFF))
+
+    def code(self, x: Any, k: Any, shift: Any, chance: Any) -> Any:
+        """E4M3 of sign(x) * 2^(k log2|x| + shift): NaN for what is not finite, 0 only for 0. To the nearest, or up with
+        the chance of what is cut off."""
         b, bits = self.b, self.b.bitcast(x, _INTS)
         size = b.and_(bits, _i(_SIZE))
         up = b.ashr(b.sub(size, _i(_ROOT)), _i(23))
@@ -98,10 +110,13 @@ class _Lanes:
         low = self.call("llvm.floor.v16f32", log)
         y = self.poly(_EXP, b.fsub(log, low, flags=_FAST))
         y = b.add(b.bitcast(y, _INTS), b.shl(b.fptosi(low, _INTS), _i(23)))
-        odd = b.and_(b.lshr(y, _i(20)), _i(1))
-        usual = b.sub(b.ashr(b.add(b.add(y, _i(0x7FFFF)), odd), _i(20)), _i(960))
+        more = b.add(b.and_(b.lshr(y, _i(20)), _i(1)), _i(0x7FFFF)) if chance is None else chance
+        usual = b.sub(b.ashr(b.add(y, more), _i(20)), _i(960))
         # a number this large has nothing behind the point: what is added to it comes rounded
-        tiny = b.fadd(b.fmul(b.bitcast(y, _FLOATS), _f(512.0)), _f(1.5 * 2.0**23))
+        tiny = b.fmul(b.bitcast(y, _FLOATS), _f(512.0))
+        if chance is not None:
+            tiny = self.add(tiny, self.add(self.mul(b.sitofp(chance, _FLOATS), _f(2.0**-20)), _f(-0.5)))
+        tiny = b.fadd(tiny, _f(1.5 * 2.0**23))
         tiny = b.sub(b.bitcast(tiny, _INTS), _i(0x4B400000))
         code = b.select(b.icmp_signed("<", usual, _i(8)), tiny, usual)
         code = self.least(self.most(code, _i(1)), _i(126))
@@ -110,22 +125,38 @@ class _Lanes:
         return b.trunc(b.select(b.icmp_signed(">=", size, _i(_LEAST)), code, _i(0)), _BYTES)
 
 
-def _encode(typingctx: Any, x: Any, n: Any, k: Any, shift: Any, codes: Any, start: Any) -> Any:
-    """fn(x, n, k, shift, codes, start): codes[start:start + n] of x[:n], n whole lanes."""
+def _written(typingctx: Any, args: tuple[Any, ...]) -> Any:
+    """An array's codes: args are those of `encode`, or of `encode_by_chance`."""
+    x, codes = args[0], args[4]
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         lanes = _Lanes(context, builder)
-        source, out = lanes.base(x, args[0]), lanes.base(codes, args[4])
-        power, offset = lanes.spread(args[2]), lanes.spread(args[3])
-        with cgutils.for_range_slice(builder, _LONG(0), args[1], _LONG(LANES)) as (place, _):
-            found = lanes.code(lanes.load(source, place), power, offset)
-            lanes.store(found, out, builder.add(args[5], place))
+        source, out = lanes.base(x, given[0]), lanes.base(codes, given[4])
+        power, offset = lanes.spread(given[2]), lanes.spread(given[3])
+        with cgutils.for_range_slice(builder, _LONG(0), given[1], _LONG(LANES)) as (place, _):
+            chance = lanes.chance(builder.add(given[7], place), given[6]) if len(given) > 6 else None
+            found = lanes.code(lanes.load(source, place), power, offset, chance)
+            lanes.store(found, out, builder.add(given[5], place))
         return context.get_dummy_value()
 
-    return types.void(x, types.int64, types.float32, types.float32, codes, types.int64), codegen
+    usual = (x, types.int64, types.float32, types.float32, codes, types.int64)
+    return types.void(*usual, *(types.int32, types.int64)[: len(args) - 6]), codegen
+
+
+def _encode(typingctx: Any, x: Any, n: Any, k: Any, shift: Any, codes: Any, start: Any) -> Any:
+    """fn(x, n, k, shift, codes, start): codes[start:start + n] of x[:n], n whole lanes."""
+    return _written(typingctx, (x, n, k, shift, codes, start))
+
+
+def _chance(
+    typingctx: Any, x: Any, n: Any, k: Any, shift: Any, codes: Any, start: Any, seed: Any, at: Any
+) -> Any:
+    """fn(x, n, k, shift, codes, start, seed, at): the same, rounded by the chance of seed and of places from `at`."""
+    return _written(typingctx, (x, n, k, shift, codes, start, seed, at))
 
 
 encode: Any = intrinsic(_encode)
+encode_by_chance: Any = intrinsic(_chance)
 
 
 def _update(typingctx: Any, p: Any, g: Any, start: Any, n: Any, m: Any, v: Any, c: Any, spans: Any) -> Any:

@@ -93,8 +93,8 @@ def test_codes_made_again_at_the_same_exponent_are_the_same():
 
 
 @pytest.mark.parametrize("n", [1, 3, 16, 63, 128, 129, 300, 5000])
-@pytest.mark.parametrize("expand", [True, False])
-def test_the_kernel_is_its_truth(n, expand):
+@pytest.mark.parametrize(("expand", "steady"), [(True, False), (False, False), (True, True), (False, True)])
+def test_the_kernel_is_its_truth(n, expand, steady):
     made = torch.Generator().manual_seed(n)
     p = torch.randn(n, generator=made)
     q, fast = p.double(), p.clone()
@@ -103,7 +103,7 @@ def test_the_kernel_is_its_truth(n, expand):
     for t in range(1, 6):
         g = torch.randn(n, generator=made) * torch.randn(n, generator=made).exp()
         g[::7] = 0
-        rule = Rule.at(t, 1e-3, (0.9, 0.999), 1e-8, 0.1, False)
+        rule = Rule.at(t, 1e-3, (0.9, 0.999), 1e-8, 0.1, False, steady)
         naive_advance(q, g, *truth, rule, 64, expand)
         advance(fast, g, *quick, rule, 64, expand)
         plain.param_groups[0]["params"][0].grad = g
@@ -124,10 +124,28 @@ def test_the_kernel_is_its_truth(n, expand):
         assert a.tops.allclose(b.tops, rtol=1e-5)
 
 
+def test_second_moments_follow_changes_that_are_less_than_a_code():
+    """A thousandth a step, where codes are several hundredths apart: by chance, right on the average."""
+    made = torch.Generator().manual_seed(0)
+    scale = torch.randn(128 * 32, generator=made).mul(0.7).exp()
+    exact, kept = torch.zeros(128 * 32), {}
+    for steady in (True, False):
+        kept[steady] = [torch.zeros(128 * 32), *(Moments.zeros(scale, 128) for _ in range(2))]
+    for t in range(1, 601):
+        flip = scale if t < 200 else 0.3 / scale  # what was large becomes small
+        g = torch.randn(len(scale), generator=made) * flip
+        exact = exact * 0.999 + g * g * 0.001
+        for steady, (p, m, v) in kept.items():
+            advance(p, g, m, v, Rule.at(t, 0.0, (0.9, 0.999), 1e-8, 0.0, False, steady), 128, True)
+    off = {steady: (decode(v, 128) / exact).log2() for steady, (_, _, v) in kept.items()}
+    assert off[True].mean().abs() < 0.03 and off[True].std() < 0.3
+    assert off[True].square().mean() < 0.6 * off[False].square().mean(), {k: x.std() for k, x in off.items()}
+
+
 def test_tiles_threads_and_narrow_types_make_no_difference():
     made = torch.Generator().manual_seed(1)
     start, g = (torch.randn(700_003, generator=made) for _ in range(2))
-    rule = Rule.at(1, 1e-3, (0.9, 0.999), 1e-8, 0.1, False)
+    rule = Rule.at(1, 1e-3, (0.9, 0.999), 1e-8, 0.1, False, True)
 
     def after(kind, act, threads=1):
         torch.set_num_threads(threads)

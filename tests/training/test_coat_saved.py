@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from holdall import BadInput
 from holdall.training import coat_saved
-from holdall.training.coat import coat_, saved_bytes, uncoat_
+from holdall.training.coat_activations import coat_, saved_bytes, uncoat_
 
 TEXT = "\n".join(topics[name] for name in sorted(topics))
 
