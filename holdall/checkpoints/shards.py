@@ -6,6 +6,7 @@ multiples of 64 bytes and the file ends at one of 4096, so that a disk can take 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from holdall.parts.ring import BLOCK
 torch = lazy("torch", extra="checkpoints")
 
 _ALIGN = 64
+_POPULATE_READ = (
+    22  # of madvise: map what is in the page cache, without the copies that MAP_POPULATE would make
+)
 _PIECE = 1 << 20  # bytes of one read, which are still in the processor's cache when they are summed
 _TAGS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
@@ -114,8 +118,9 @@ class Shard:
         held: dict[str, Any] = {}
         if is_local(self.url):
             with local_path(self.url).open("rb") as f:
-                flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-                view = mmap.mmap(f.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+                view = mmap.mmap(f.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            with contextlib.suppress(OSError):  # older kernels do not know it, and fault pages in one by one
+                view.madvise(_POPULATE_READ)
             if len(view) != self.size:
                 raise CorruptArtefact(self.url, "it changed while it was read")
             held = {n: _view(view, self.base + s.start, s.stop - s.start) for n, s in self.sections.items()}
