@@ -4,5 +4,7 @@ You hold the state of a run: parameters, states of the optimizer, step, random n
 """
 
 from holdall.checkpoints.bytecheckpoint import ByteCheckpoint
+from holdall.checkpoints.copying import DeepCopy
+from holdall.checkpoints.none import TorchSave
 
-__all__ = ["ByteCheckpoint"]
+__all__ = ["ByteCheckpoint", "DeepCopy", "TorchSave"]

@@ -11,6 +11,9 @@ from typing import Any
 from holdall.checkpoints.boxes import Box
 from holdall.checkpoints.bytecheckpoint_files import Entry, Files
 from holdall.errors import CorruptArtefact
+from holdall.optional import lazy
+
+torch = lazy("torch", extra="checkpoints")
 
 OWN = ("loader", "extra")  # kinds of which every rank has its own: random numbers, where the data stands
 Place = tuple[str, int, int, str]  # file, first byte, last + 1, checksum
@@ -68,9 +71,13 @@ class Stored:
                 k: {int(r): (str(f), int(a), int(b), str(s)) for r, (f, a, b, s) in t.items()}
                 for k, t in told["trees"].items()
             }
-            step, world, owners = int(told["step"]), int(told["world"]), dict(told["owners"])
-            return cls(step, world, basics, entries, alias, owners, trees, list(told["phases"]), files)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as fault:
+            told_owners = {str(k): [int(r) for r in some] for k, some in told["owners"].items()}
+            _compare(basics, alias, entries)
+            if any(not 0 <= a <= b <= files[f] for t in trees.values() for f, a, b, _ in t.values()):
+                raise ValueError("a tree outside of its file")
+            step, world = int(told["step"]), int(told["world"])
+            return cls(step, world, basics, entries, alias, told_owners, trees, list(told["phases"]), files)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as fault:
             raise CorruptArtefact(path, f"its table of contents contradicts itself ({fault})") from None
 
     def shared(self, files: Files) -> list[list[Any]]:
@@ -93,6 +100,26 @@ class Stored:
         if xxhash.xxh3_128_hexdigest(raw) != xxh3:
             raise CorruptArtefact(file, f"the tree of {kind} does not match its checksum")
         return list(json.loads(raw))
+
+
+def _compare(basics: Mapping[str, Any], alias: Mapping[str, str], entries: Sequence[Entry]) -> None:
+    """What tensors are said to be, with what is stored of them, before memory is taken for any."""
+    held: dict[str, int] = {}
+    for e in entries:
+        held[e.name] = held.get(e.name, 0) + e.box.elements
+    each = {e.name: e.each for e in entries}
+    for name, (dtype, shape, strides, _, grad) in basics.items():
+        real, kind = alias.get(name, name), getattr(torch, dtype)
+        numbers = [*shape, *(strides or [])]
+        sane = (
+            all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+            and min(shape, default=0) >= 0
+        )
+        fits = strides is None or len(strides) == len(shape)
+        if not sane or not fits or not isinstance(grad, bool) or not isinstance(kind, torch.dtype):
+            raise ValueError(f"{name} is said to be {dtype} {shape}")
+        if math.prod(shape) > held.get(real, 0) or each.get(real, kind.itemsize) != kind.itemsize:
+            raise ValueError(f"{name} is said to be {dtype} {shape}, of which not all is stored")
 
 
 def _entries(name: str, told: Any, names: Sequence[str], files: Mapping[str, int]) -> list[Entry]:

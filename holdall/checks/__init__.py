@@ -13,8 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdall.checks import codec, every, faults, index, index_faults, optimizer, runtime, selector, trainer
-from holdall.kinds import Codec, Index, Runtime, Selector, Trainer
+from holdall.checks import (
+    codec,
+    every,
+    faults,
+    index,
+    index_faults,
+    optimizer,
+    runtime,
+    selector,
+    store,
+    store_faults,
+    trainer,
+)
+from holdall.kinds import Codec, Index, Runtime, Selector, Store, Trainer
 from holdall.method import Method
 
 Check = Callable[[type[Any]], None]
@@ -35,6 +47,8 @@ def checks_for(cls: type[Any]) -> dict[str, Check]:
         modules.append(trainer)
     if issubclass(cls, Index):
         modules += [index, index_faults]
+    if issubclass(cls, Store):
+        modules += [store, store_faults]
     found = {
         name: check for module in modules for name, check in vars(module).items() if name.startswith("check_")
     }

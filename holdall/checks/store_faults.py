@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,7 @@ from unittest import mock
 from holdall import files
 from holdall.checks.every import room_quality
 from holdall.checks.faults import damaged, twist
-from holdall.checks.store import a_folder, files_of
+from holdall.checks.store import ROOM, a_folder, files_of
 from holdall.errors import BadInput, BudgetError, CorruptArtefact, HoldallError
 from holdall.optional import lazy
 
@@ -34,16 +35,16 @@ def check_what_does_not_fit_is_told(cls: type[Any]) -> None:
         "there is one more": {"model": {"w": w.clone(), "b": b.clone(), "c": b.clone()}, "step": 0},
         "it is no tensor": {"model": {"w": w.clone(), "b": 3}, "step": 0},
     }
-    with a_folder() as url, cls().open(url) as kept:
+    with a_folder() as url, cls().open(url, ROOM) as kept:
         refused(cls, kept.load, "nothing was saved")
         kept.save(2, state, wait=True)
         for why, like in others.items():
             like["model"]["w"].fill_(7)
-            refused(cls, lambda like=like: kept.load(like=like), why)
+            refused(cls, partial(kept.load, like=like), why)
             assert like["model"]["w"].eq(7).all(), f"{cls.full_name()} changes a state though {why}"
         refused(cls, lambda: kept.load(5), "there is no such step")
         for bad in (-1, 1.5, "3", True, None):
-            refused(cls, lambda bad=bad: kept.save(bad, state), f"the step is {bad!r}")
+            refused(cls, partial(kept.save, bad, state), f"the step is {bad!r}")
         refused(cls, lambda: kept.save(3, {"f": print}, wait=True), "there is a function in the state")
         refused(cls, lambda: kept.save(3, {"s": {1, 2}}, wait=True), "there is a set in the state")
         assert kept.steps() == [2] and quality.same(kept.load(), state), f"{cls.full_name()}: not as it was"
@@ -55,22 +56,22 @@ def check_what_does_not_fit_is_told(cls: type[Any]) -> None:
 def check_a_failing_disk_leaves_the_old_one(cls: type[Any]) -> None:
     """Every n-th call that changes the disk fails as a full one: told, and the old or the new state is there, whole."""
     quality = room_quality(cls)
-    old, new = ({"model": {f"w{i}": torch.full((700,), x + i) for i in range(3)}, "step": x} for x in (1, 2))
+    old, new = ({"model": {f"w{i}": torch.full((700,), x + i) for i in range(2)}, "step": x} for x in (1, 2))
     with a_folder() as url:
-        with cls().open(url) as kept:
+        with cls().open(url, ROOM) as kept:
             kept.save(1, old, wait=True)
         clean, found = files_of(url), []
         for n in range(400):
             with nth_change_fails(n) as failed:
                 try:
-                    with cls().open(url) as kept:
+                    with cls().open(url, ROOM) as kept:
                         kept.save(1, new, wait=True)
                 except (OSError, HoldallError) as fault:
                     assert failed, f"{cls.full_name()}: {fault!r}"
                     assert "\n" not in str(fault), f"{cls.full_name()}: an error of several lines"
                 else:
                     assert not failed, f"{cls.full_name()}: failure {n} was swallowed"
-            with cls().open(url) as kept:
+            with cls().open(url, ROOM) as kept:
                 got = kept.load()
                 assert kept.steps() == [1] and any(quality.same(got, s) for s in (old, new)), (
                     f"{cls.full_name()}: after failure {n} there is neither the old state nor the new one"
@@ -114,13 +115,13 @@ def check_damage_is_named(cls: type[Any]) -> None:
     quality, rng = room_quality(cls), random.Random(0)
     old, new = quality.real(width=16, steps=1), quality.real(width=16, steps=2)
     with a_folder() as url:
-        with cls().open(url) as kept:
+        with cls().open(url, ROOM) as kept:
             kept.save(1, old, wait=True)
             before = set(Path(url).rglob("*"))
             kept.save(2, new, wait=True)
         fresh = [p for p in sorted(Path(url).rglob("*")) if p.is_file() and p not in before]
         told = 0
-        with cls().open(url) as kept:
+        with cls().open(url, ROOM) as kept:
             for file in fresh:
                 raw = file.read_bytes()
                 for bad in [*(damaged(raw, rng) for _ in range(12)), raw[:-1], b"", None]:
@@ -154,7 +155,7 @@ def check_forged_manifests_are_refused(cls: type[Any]) -> None:
     from holdall.checkpoints.publish import seal
 
     quality, rng = room_quality(cls), random.Random(1)
-    with a_folder() as url, cls().open(url) as kept:
+    with a_folder() as url, cls().open(url, ROOM) as kept:
         kept.save(1, quality.real(width=16), wait=True)
         manifest = Path(url, "1.checkpoint")
         first, _, rest = manifest.read_bytes().partition(b"\n")
@@ -178,7 +179,7 @@ def check_forged_manifests_are_refused(cls: type[Any]) -> None:
 def check_use_after_close_is_an_error(cls: type[Any]) -> None:
     state = {"w": torch.ones(3)}
     with a_folder() as url:
-        kept = cls().open(url)
+        kept = cls().open(url, ROOM)
         kept.save(1, state, wait=True)
         kept.close()
         kept.close()
@@ -191,11 +192,11 @@ def check_urls_work(cls: type[Any]) -> None:
     import fsspec
 
     url = f"memory://check/{cls.name}"
-    with cls().open(url) as kept:
+    with cls().open(url, ROOM) as kept:
         for step in (1, 2):
             state = quality.real(steps=step)
             kept.save(step, state)
-    with cls().open(url) as kept:
+    with cls().open(url, ROOM) as kept:
         like = quality.copied(state)
         quality.spoiled(like)
         assert quality.same(kept.load(), state) and quality.same(kept.load(like=like), state)
