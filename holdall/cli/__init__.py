@@ -26,6 +26,7 @@ from holdall.cli import (
     search,
     serve,
     show,
+    train_plan,
     unpack,
     verify,
 )
@@ -40,7 +41,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in (
-    pack, unpack, plan, info, verify, run, serve, adapters, cache, grep, index, search, measure, methods, show,
+    pack, unpack, plan, train_plan, info, verify, run, serve, adapters, cache, grep, index, search, measure, methods,
+    show,
 ):  # fmt: skip
     _verb.register(app)
 

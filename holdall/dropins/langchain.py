@@ -66,7 +66,9 @@ class VectorStore(Base):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         if self._index is None:
             return []
-        rows, table = self._index.ids.rows(list(ids)), self._index.attributes.table
+        rows, held = self._index.ids.rows(list(ids)), self._index.attributes
+        assert held is not None  # __init__ refuses others
+        table = held.table
         there = [(n, table.slice(int(r), 1).to_pylist()[0]) for n, r in zip(ids, rows, strict=True) if r >= 0]
         return [Document(f["text"], metadata=json.loads(f["metadata"]), id=n) for n, f in there]
 
@@ -84,7 +86,8 @@ class VectorStore(Base):
     def similarity_search(self, query: Any, k: int = 4, **more: Any) -> list[Document]:
         return [found for found, _ in self.similarity_search_with_score(query, k, **more)]
 
-    similarity_search_by_vector = similarity_search  # as a vector goes the same way
+    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **more: Any) -> list[Document]:
+        return self.similarity_search(embedding, k, **more)
 
     @classmethod
     def from_texts(  # type: ignore[override]

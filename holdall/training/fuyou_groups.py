@@ -124,5 +124,5 @@ def need_adamw(optimizer: Any) -> None:
 def pageable(group: Group) -> bool:
     """Whether its memory can be given back: each parameter alone has its storage."""
     own = [p.untyped_storage() for p in group.params]
-    alone = len({s.data_ptr() for s in own}) == len(own)
+    alone = len({s._cdata for s in own}) == len(own)
     return alone and all(s.nbytes() == p.nbytes for s, p in zip(own, group.params, strict=True))

@@ -123,9 +123,9 @@ class Model:
             found = [n for n in self.state if n in tables]
         return sorted(found, key=lambda n: -self.state[n].numel())
 
-    def skeleton(self) -> transformers.PreTrainedModel:
+    def skeleton(self, device: str = "meta") -> transformers.PreTrainedModel:
         """The transformers model without any weights (on the meta device)."""
-        with torch.device("meta"):
+        with torch.device(device):
             made: Any = _model_class(self.config)
             return made._from_config(self._parsed(), dtype=torch.float32)
 

@@ -1,0 +1,152 @@
+"""What a run needs: bytes that are known from its tensors, and those that a rehearsal on a part of a batch tells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from holdall.errors import BadInput
+from holdall.meter import Meter
+from holdall.optional import lazy
+from holdall.training.base import Run
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch", extra="training")
+
+# numbers of state that torch's optimizers keep for each trained one
+_STATES = {"SGD": 0, "Adagrad": 1, "RMSprop": 1, "Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "Adamax": 2}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a run and one batch, in bytes. weights: parameters and buffers, tied ones once. gradients, states: of what is
+    trained. updating: what an update holds for a moment. passing: the most that forward and backward hold above the
+    weights, gradients included; activations: what of it grows with the batch. seconds: of forward and backward."""
+
+    parameters: int  # numbers
+    weights: int
+    gradients: int
+    states: int
+    updating: int
+    passing: int
+    activations: int
+    seconds: float
+
+    @property
+    def plain(self) -> int:
+        """The most that plain training holds."""
+        return self.weights + self.states + max(self.passing, self.gradients + self.updating)
+
+
+def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
+    """Measured on a quarter and a half of the batch (dropout, buffers and gradients are put back as they were)."""
+    trained = {p for g in run.optimizer.param_groups for p in g["params"] if p.requires_grad}
+    if not trained:
+        raise BadInput("optimizer", "nothing to train", "parameters that require gradients")
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(run.model)}
+    gradients = sum(p.nbytes for p in trained)
+    count = rows(batch)
+    few = sorted({max(1, count // 4), max(1, count // 2), count} if count < 4 else {count // 4, count // 2})
+    found = [(n, *_rehearsed(run, part(batch, n), loss)) for n in few[:2]]
+    passing, seconds, grows = found[-1][1], found[-1][2] * count / found[-1][0], 0.0
+    if len(found) == 2:
+        (a, low, _), (b, high, _) = found
+        grows = max(0.0, (high - low) / (b - a))
+        passing = round(high + grows * (count - b))
+    return Facts(
+        parameters=sum(p.numel() for p in run.model.parameters()),
+        weights=sum(held.values()),
+        gradients=gradients,
+        states=round(gradients * per_number(run.optimizer)),
+        updating=_updating(run.optimizer, trained),
+        passing=passing,
+        activations=round(grows * count),
+        seconds=seconds,
+    )
+
+
+def per_number(optimizer: Any) -> float:
+    """Numbers of state for each trained one; BadInput for an optimizer of which that is not known."""
+    name = type(optimizer).__name__
+    most = getattr(optimizer, "most_bytes", None)
+    if most is not None:
+        return float(most) / 4
+    if name not in _STATES:
+        raise BadInput("optimizer", name, f"one of torch's or Holdall's ({', '.join(_STATES)})")
+    group = optimizer.param_groups[0]
+    return _STATES[name] + bool(group.get("amsgrad")) + bool(name == "SGD" and group.get("momentum"))
+
+
+def _updating(optimizer: Any, trained: Any) -> int:
+    """An unfused update holds some tensors as large as the largest parameter; foreach, as all of them."""
+    group = optimizer.param_groups[0]
+    if group.get("fused") or hasattr(optimizer, "most_bytes"):
+        return 0
+    sizes = [p.nbytes for p in trained]
+    return 2 * (sum(sizes) if group.get("foreach") else max(sizes))
+
+
+def _tensors(model: Any) -> Any:
+    return itertools.chain(model.parameters(), model.buffers())
+
+
+def _rehearsed(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> tuple[int, float]:
+    """(the most that is held above what was before, seconds) of forward and backward."""
+    model = run.model
+    grads = {p: p.grad for p in model.parameters()}
+    kept = [b.clone() for b in model.buffers()]
+    try:
+        with torch.random.fork_rng():
+            for p in grads:
+                p.grad = None
+            for _ in range(2):  # what libraries take at first is not the run's
+                with Meter() as meter:
+                    value = loss(model, batch)
+                    value.backward()
+                    del value
+                for p in grads:
+                    p.grad = None
+    finally:
+        with torch.no_grad():
+            for b, was in zip(model.buffers(), kept, strict=True):
+                b.copy_(was)
+        for p, grad in grads.items():
+            p.grad = grad
+    return (meter.gpu_peak_bytes or meter.peak_bytes), meter.seconds
+
+
+def rows(batch: Any) -> int:
+    """Of the first tensor of a batch."""
+    for x in _leaves(batch):
+        if torch.is_tensor(x) and x.dim():
+            return len(x)
+    raise BadInput("batch", type(batch).__name__, "tensors whose first axis is the batch")
+
+
+def part(batch: Any, count: int) -> Any:
+    """The first rows of each tensor of a batch that has as many as the first one."""
+    total = rows(batch)
+
+    def cut(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {k: cut(v) for k, v in x.items()}
+        if isinstance(x, tuple | list):
+            return type(x)(cut(v) for v in x)
+        return x[:count] if torch.is_tensor(x) and x.dim() and len(x) == total else x
+
+    return cut(batch)
+
+
+def _leaves(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        for x in batch.values():
+            yield from _leaves(x)
+    elif isinstance(batch, tuple | list):
+        for x in batch:
+            yield from _leaves(x)
+    else:
+        yield batch
