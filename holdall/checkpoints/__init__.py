@@ -5,6 +5,7 @@ You hold the state of a run: parameters, states of the optimizer, step, random n
 
 from holdall.checkpoints.bytecheckpoint import ByteCheckpoint
 from holdall.checkpoints.copying import DeepCopy
+from holdall.checkpoints.datastates import DataStates
 from holdall.checkpoints.none import TorchSave
 
-__all__ = ["ByteCheckpoint", "DeepCopy", "TorchSave"]
+__all__ = ["ByteCheckpoint", "DataStates", "DeepCopy", "TorchSave"]

@@ -30,7 +30,7 @@ _ALIGN = 64
 _POPULATE_READ = (
     22  # of madvise: map what is in the page cache, without the copies that MAP_POPULATE would make
 )
-_PIECE = 1 << 20  # bytes of one read, which are still in the processor's cache when they are summed
+_PIECE = 1 << 19  # bytes of one read, which are still in the processor's cache when they are summed
 _TAGS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16", "uint32": "U32", "uint64": "U64",
