@@ -131,30 +131,8 @@ def times() -> None:
         keep("time", name, {"cpu_s": median(each), "of_fused": median(ratios)})
 
 
-def trained(make: Any, steps: int, seed: int, model: Any = None) -> tuple[Any, Any, float, float]:
-    """(model, optimizer, validation loss, mean of the last tenth of training losses), cosine schedule."""
-    torch.manual_seed(seed)
-    model = model or small_gpt.GPT(d=128, layers=4, heads=4, context=96)
-    optimizer = make(model.parameters())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, parts.cosine(steps))
-    losses = []
-    for batch in small_gpt.windows(parts.text(), steps, 8, 96, seed):
-        loss = model(*batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if not loss.isfinite():
-            return model, optimizer, float("nan"), float("nan")
-    with torch.no_grad():
-        held = [model(*b).item() for b in small_gpt.windows(parts.text(held=True), 20, 8, 96, 99)]
-    tail = losses[-max(steps // 10, 1) :]
-    return model, optimizer, sum(held) / len(held), sum(tail) / len(tail)
-
-
 def states(steps: int) -> None:
-    optimizer = trained(lambda ps: torch.optim.AdamW(ps, 1e-3), steps, 0)[1]
+    optimizer = parts.trained(lambda ps: torch.optim.AdamW(ps, 1e-3), steps, 0)[1]
     moments = [(s["exp_avg"], s["exp_avg_sq"]) for p, s in optimizer.state.items() if p.dim() == 2]
     for name, ways in parts.WAYS.items():
         keep("states", name, parts.errors(moments, *ways))
@@ -170,7 +148,7 @@ def coat(steps: int, seeds: int) -> None:
     }
     base: list[tuple[float, float]] = []
     for name, make in makes.items():
-        found = [trained(make, steps, seed)[2:] for seed in range(seeds)]
+        found = [parts.trained(make, steps, seed)[2:] for seed in range(seeds)]
         base = base or found
         keep("coat", f"{name}, each seed", {f"seed {i}": f[0] for i, f in enumerate(found)})
         off = [max(abs(a[i] / b[i] - 1) for i in (0, 1)) for a, b in zip(found, base, strict=True)]
@@ -182,7 +160,7 @@ def coat(steps: int, seeds: int) -> None:
         )
 
 
-def sai(short: int, steps: int, seeds: int) -> None:
+def sai(short: int, steps: int, seeds: int, arms: str) -> None:
     grids = {
         "AdamW": (lambda ps, lr: torch.optim.AdamW(ps, lr), (1e-3, 2e-3, 4e-3)),
         "SGD momentum": (
@@ -194,14 +172,18 @@ def sai(short: int, steps: int, seeds: int) -> None:
     grids["random ratios"] = (lambda ps, lr: parts.RandomRatios(ps, lr, weight_decay=1e-3), ())
     best = {}
     for name, (make, rates) in grids.items():
-        found = {lr: trained(lambda ps, lr=lr, make=make: make(ps, lr), short, 0)[2] for lr in rates}
+        if arms and name not in arms.split(","):
+            continue
+        found = {lr: parts.trained(lambda ps, lr=lr, make=make: make(ps, lr), short, 0)[2] for lr in rates}
         if rates:
             keep(
                 "sai", f"{name}, grid", {f"lr {lr:g}": loss for lr, loss in found.items()} | {"steps": short}
             )
             best[name] = min(found, key=lambda lr: (found[lr] != found[lr], found[lr]))
         lr = best.get(name, best.get("sgd_sai", 1.0))
-        ends = [trained(lambda ps, lr=lr, make=make: make(ps, lr), steps, seed) for seed in range(seeds)]
+        ends = [
+            parts.trained(lambda ps, lr=lr, make=make: make(ps, lr), steps, seed) for seed in range(seeds)
+        ]
         losses = [e[2] for e in ends]
         row = {
             "lr": lr,
@@ -211,11 +193,11 @@ def sai(short: int, steps: int, seeds: int) -> None:
             "worst": max(losses),
         }
         keep("sai", name, row)
-    keep("sai", "ratios", parts.ratios(small_gpt, parts.text()))
+    keep("sai", "ratios", parts.ratios(parts.text()))
 
 
 def activations() -> None:
-    for case in saved.models(small_gpt, trained):
+    for case in saved.models():
         for kind in (torch.bfloat16, torch.float32):
             for name, row in saved.rows(case, kind):
                 keep("activations", name, row)
@@ -231,7 +213,7 @@ def curves(steps: int) -> None:
     ):
         torch.manual_seed(0)
         model = convert(small_gpt.GPT(d=128, layers=4, heads=4, context=96))
-        *_, held, tail = trained(lambda ps: torch.optim.AdamW(ps, 1e-3), steps, 0, model)
+        *_, held, tail = parts.trained(lambda ps: torch.optim.AdamW(ps, 1e-3), steps, 0, model)
         base = base or held
         keep("curve", name, {"steps": steps, "held_out": held, "training": tail, "off": held / base - 1})
 
@@ -247,12 +229,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--short", type=int, default=200, help="steps of each rate of a grid")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--arms", default="", help="of sai: only these")
     args = parser.parse_args()
     torch.set_num_threads(1)
     acts = {
         "cost": cost, "time": times, "states": lambda: states(args.steps), "activations": activations,
         "curve": lambda: curves(args.steps), "coat": lambda: coat(args.steps, args.seeds),
-        "sai": lambda: sai(args.short, args.steps, args.seeds), "smollm2": lambda: smollm2(100),
+        "sai": lambda: sai(args.short, args.steps, args.seeds, args.arms), "smollm2": lambda: smollm2(100),
     }  # fmt: skip
     for part in args.parts.split(","):
         acts[part]()

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import small_gpt
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,28 @@ def cosine(steps: int) -> Callable[[int], float]:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * (t - warm) / max(steps - warm, 1)))
 
     return rate
+
+
+def trained(make: Any, steps: int, seed: int, model: Any = None) -> tuple[Any, Any, float, float]:
+    """(model, optimizer, validation loss, mean of the last tenth of training losses), cosine schedule."""
+    torch.manual_seed(seed)
+    model = model or small_gpt.GPT(d=128, layers=4, heads=4, context=96)
+    optimizer = make(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(steps))
+    losses = []
+    for batch in small_gpt.windows(text(), steps, 8, 96, seed):
+        loss = model(*batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if not loss.isfinite():
+            return model, optimizer, float("nan"), float("nan")
+    with torch.no_grad():
+        held = [model(*b).item() for b in small_gpt.windows(text(held=True), 20, 8, 96, 99)]
+    tail = losses[-max(steps // 10, 1) :]
+    return model, optimizer, sum(held) / len(held), sum(tail) / len(tail)
 
 
 def grouped(x: Tensor, size: int, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -130,14 +153,14 @@ class RandomRatios(SGDSaI):
                 state["ratio"] = ratio
 
 
-def ratios(gpt: Any, words: str) -> dict[str, float]:
+def ratios(words: str) -> dict[str, float]:
     """How ratios of two first batches agree, and how near they are to roots of sizes."""
     found = []
     for seed in (1, 2):
         torch.manual_seed(0)
-        model = gpt.GPT(d=128, layers=4, heads=4, context=96)
+        model = small_gpt.GPT(d=128, layers=4, heads=4, context=96)
         optimizer = SGDSaI(model.parameters())
-        model(*next(gpt.windows(words, 1, 8, 96, seed))).backward()
+        model(*next(small_gpt.windows(words, 1, 8, 96, seed))).backward()
         optimizer.step()
         found.append(torch.tensor([row["ratio"] for row in optimizer.report()]))
     sizes = torch.tensor([row["size"] for row in optimizer.report()])

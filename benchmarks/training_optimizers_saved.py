@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import small_gpt
 import torch
 from torch import Tensor, nn
-from training_optimizers_parts import text
+from training_optimizers_parts import text, trained
 
 from holdall.meter import Meter
 from holdall.training import SGDSaI, coat_, saved_bytes
@@ -57,14 +58,14 @@ def resident(plain: Any, coated: Any, run: Any) -> dict[str, float]:
     }
 
 
-def models(gpt: Any, trained: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+def models() -> Iterator[tuple[str, Any, Any, Any]]:
     """(name, a model with some training, its loss, its layers alone)"""
-    ids, wanted = next(gpt.windows(text(), 1, 8, 96, 5))
+    ids, wanted = next(small_gpt.windows(text(), 1, 8, 96, 5))
     small = trained(lambda ps: torch.optim.AdamW(ps, 1e-3), 200, 0)[0]
     yield "GPT 0.9M", small, lambda m: m(ids, wanted), lambda m: m(ids)
     torch.manual_seed(0)
-    deep = gpt.GPT(d=512, layers=6, heads=8, context=128)
-    long, after = next(gpt.windows(text(), 1, 4, 128, 5))
+    deep = small_gpt.GPT(d=512, layers=6, heads=8, context=128)
+    long, after = next(small_gpt.windows(text(), 1, 16, 128, 5))
     yield "GPT 19M, random", deep, lambda m: m(long, after), lambda m: m(long)
     model, words = smollm2()
     block = words[:256].view(1, 256)

@@ -16,9 +16,11 @@ def coat_(
     calculate from what is kept, with weights in E4M3. slopes: gradients of linear layers' outputs in E5M2. Beside
     activation checkpointing of the same blocks it saves nothing.
     """
+    from holdall.memory import return_early
     from holdall.training.coat_modules import convert
 
     convert(module, blocks, flow, slopes)
+    return_early()  # the C library would keep the pages of what is no longer kept
     return module
 
 
