@@ -12,6 +12,7 @@ from holdall.training.fitting import fit_training
 from holdall.training.fuyou import Fuyou
 from holdall.training.pytorch_direct import PyTorchDirect, unified
 from holdall.training.sgd_sai import SGDSaI
+from holdall.training.ssdtrain import SSDTrain, offloaded
 from holdall.training.zero import ZeRO
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "PyTorchDirect",
     "Run",
     "SGDSaI",
+    "SSDTrain",
     "ZeRO",
     "coat_",
     "fit_training",
+    "offloaded",
     "saved_bytes",
     "uncoat_",
     "unified",

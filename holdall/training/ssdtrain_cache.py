@@ -41,7 +41,7 @@ class TensorCache:
         self._live: weakref.WeakSet[Entry] = weakref.WeakSet()
         self._strange: dict[int, Any] = {}
         self._pass = self._plans.begin(None, 0.0)
-        self._task, self._open, self._since = -1, True, 0.0
+        self._task, self._turned, self._open, self._since = -1, False, True, 0.0
         self._counts: Counter[str] = Counter()
         self._scopes = Scopes(module, self._begins)
         self._hooks: Any = None
@@ -122,7 +122,7 @@ class TensorCache:
         return not self._pressed()
 
     def _begins(self, module: nn.Module, args: Any, named: Any) -> None:
-        """An outermost call: the last one is over, unless its backward is still to come."""
+        """An outermost call: of a new step, if there was a backward since the last one or nothing is wanted of it."""
         self._check()
         self.disk.sweep()
         self._scopes.purge()
@@ -134,13 +134,14 @@ class TensorCache:
             owner = StorageWeakRef(x.untyped_storage())
             self._strange[owner.cdata] = owner
         key = id(module), tuple((x.shape, x.dtype) for x in given)
-        if not self._live:
-            self._plans.ended(self._pass)
-            if self.limit is not None:
-                grads = sum(p.grad.nbytes for p in self.module.parameters() if p.grad is not None)
-                self.limit.begin(grads + self.disk.buffers.nbytes, self._plans.profiles(key))
-        self._pass = self._plans.begin(key, self.disk.clock.now())
-        self._counts["passes"] += 1
+        if self._live and not self._turned:
+            return
+        self._plans.ended(self._pass)
+        if not self._live and self.limit is not None:
+            grads = sum(p.grad.nbytes for p in self.module.parameters() if p.grad is not None)
+            self.limit.begin(grads + self.disk.buffers.nbytes, self._plans.profiles(key))
+        self._pass, self._turned = self._plans.begin(key, self.disk.clock.now()), False
+        self._counts["steps"] += 1
         self._since = self._since or time.perf_counter()
 
     # backward
@@ -170,7 +171,7 @@ class TensorCache:
         return tensor
 
     def _turns(self, task: int) -> None:
-        self._task = task
+        self._task, self._turned = task, True
         if self.limit is not None:
             torch.autograd.Variable._execution_engine.queue_callback(self.limit.ended)
         self.disk.turn()
@@ -181,23 +182,23 @@ class TensorCache:
         return sum(e.nbytes for e in self._live if e.here) + self.disk.buffers.nbytes
 
     def traffic(self) -> Mapping[str, float]:
-        """Passes, tensors that autograd saved, bytes of those that were large enough, of these each memory once, and
+        """Steps, tensors that autograd saved, bytes of those that were large enough, of these each memory once, and
         what was given to the disk; how long a disk lives with that."""
         self._check()
         self.disk.drain()
-        names = ("passes", "saves", "saved_bytes", "unique_bytes")
+        names = ("steps", "saves", "saved_bytes", "unique_bytes")
         told: dict[str, float] = {n: self._counts[n] for n in names}
         told["written_bytes"] = self.disk.writes.told()[0]
-        each = told["written_bytes"] / max(told["passes"], 1)
-        seconds = (time.perf_counter() - self._since) / max(told["passes"], 1)
-        told["written_bytes_a_pass"] = each
-        told["life_passes"] = self.recipe.endurance / each if each else math.inf
+        each = told["written_bytes"] / max(told["steps"], 1)
+        seconds = (time.perf_counter() - self._since) / max(told["steps"], 1)
+        told["written_bytes_a_step"] = each
+        told["life_steps"] = self.recipe.endurance / each if each else math.inf
         years = life_years(self.recipe.endurance, each, seconds)
         return {**told, "life_seconds": years * YEAR, "waited_seconds": self.disk.clock.stalled}
 
     def flow(self) -> Mapping[str, float]:
         """Tensors that were forwarded, read ahead, read unforeseen, late; bytes that stayed at the last moment, that
-        were read; and by how many bytes the last pass went to disk."""
+        were read; and up to which byte of a step goes to disk."""
         names = ("forwarded", "prefetched", "unforeseen", "late", "stayed_bytes")
         told: dict[str, float] = {n: self.disk.flow[n] for n in names}
         told["read_bytes"], told["read_seconds"] = self.disk.reads.told()

@@ -31,7 +31,8 @@ class Clock:
 
 @dataclass
 class Pass:
-    """One outermost call. cut: of what it saves, so many bytes go to disk, the first ones."""
+    """One step: a forward pass, or several whose backward is still to come. cut: of what it saves, so many bytes go to
+    disk, the first ones."""
 
     key: Any
     cut: float

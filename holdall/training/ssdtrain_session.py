@@ -49,7 +49,7 @@ class Offloaded(Trainee):
 
     def __init__(self, recipe: SSDTrain, run: Run, cache: TensorCache):
         self.recipe, self.model, self.optimizer = recipe, run.model, run.optimizer
-        self.loss, self.cache, self._open, self._steps = run.loss or default_loss, cache, True, 0
+        self.loss, self.cache, self._open = run.loss or default_loss, cache, True
 
     def step(self, x: Any) -> float:
         self._check()
@@ -63,7 +63,6 @@ class Offloaded(Trainee):
             raise
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._steps += 1
         return float(loss.detach())
 
     def saving(self) -> Any:
@@ -73,7 +72,7 @@ class Offloaded(Trainee):
 
     def traffic(self) -> Mapping[str, float]:
         self._check()
-        return {"steps": self._steps, **self.cache.traffic()}
+        return self.cache.traffic()
 
     def flow(self) -> Mapping[str, float]:
         self._check()
