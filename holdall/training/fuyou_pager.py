@@ -55,9 +55,9 @@ class Pager:
     def release(self, block: int) -> None:
         if not self.stays(block) and block not in self._away:
             params = self._blocks[block].params
-            self._homes[block] = [p.data for p in params]
-            for p in params:
-                p.untyped_storage().resize_(0)
+            self._homes[block] = [_home(p) for p in params]
+            for p, home in zip(params, self._homes[block], strict=True):
+                home.untyped_storage().resize_(0)
                 p.data = self._nothing.to(p.dtype).expand(p.shape)
             self._away.add(block)
 
@@ -95,3 +95,8 @@ class Pager:
         for read in reads:
             if not read.cancel():
                 read.exception()  # it is of no interest any more, but its memory is
+
+
+def _home(p: Any) -> Any:
+    """Its memory, or where that is another library's (a file's, numpy's) memory of torch."""
+    return p.data if p.untyped_storage().resizable() else torch.empty_like(p.data)

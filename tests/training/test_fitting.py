@@ -1,6 +1,10 @@
 """fit_training chooses what fits, predicts what is held, and changes no result; `train-plan` tells it beforehand."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,9 +75,11 @@ def test_what_fits_stays_as_it_is(plain):
 
 
 def test_what_does_not_fit_goes_to_disk_and_comes_out_the_same(plain, needed):
-    with fit_training(*made(), batches(), needed.plain * 3 // 4, say=lambda _: None) as fitted:
+    model, optimizer = made()
+    for p in model.parameters():
+        p.data = torch.from_numpy(p.detach().numpy().copy())  # memory that torch cannot give back
+    with fit_training(model, optimizer, batches(), needed.plain * 3 // 4, say=lambda _: None) as fitted:
         assert fitted.way.name.startswith("training.fuyou") and fitted.way.exact
-        model = fitted[0]
         trained(*fitted)
         assert weights(model).isnan().any(), "what is away is not read"
     assert weights(model).equal(plain)
@@ -129,6 +135,17 @@ def test_faults_are_named(needed):
         fit_training(*made(), [], "1GB")
     with pytest.raises(BadInput, match="nothing to train"):
         fit_training(model.requires_grad_(False), torch.optim.AdamW(model.parameters()), batches(), "1GB")
+
+
+@pytest.mark.slow
+def test_the_example_trains_a_real_model_in_half_of_its_memory():
+    path = Path(__file__).parents[2] / "examples" / "finetune_small_memory.py"
+    words = [sys.executable, str(path), "--steps", "2", "--length", "32"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    held = [int(n.replace(",", "")) for n in re.findall(r"([0-9,]+) MB held", done.stdout)]
+    assert len(held) == 2 and max(held) < 1300 and "training.fuyou" in done.stderr
+    assert "read back the same: True" in done.stdout
 
 
 def test_a_plan_before_anything_is_loaded():
