@@ -22,11 +22,12 @@ _AHEAD = 2  # chunks that are being written while the next one is summed
 
 
 class Saving(Receipt):
-    """Of one save. `early`: bytes that were copied while `save` was called. `near`: whether it is on the local tier."""
+    """Of one save. `early`: bytes that were copied while `save` was called. `near`: whether it is on the local tier.
+    `told`: whether somebody was told what went wrong."""
 
     def __init__(self, step: int):
         self.step, self.blocked, self.early = step, 0.0, 0
-        self.near = False
+        self.near = self.told = False
         self.fault: BaseException | None = None
         self.copied, self.ended = threading.Event(), threading.Event()
         self.written = threading.Event()  # this rank's file, or it failed
@@ -41,6 +42,7 @@ class Saving(Receipt):
         if not self.ended.wait(timeout):
             raise HoldallError(f"step {self.step} is not durable after {timeout:.3g} s; it goes on")
         if self.fault is not None:
+            self.told = True
             raise self.fault
         return self._nbytes
 

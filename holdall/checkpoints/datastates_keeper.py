@@ -152,7 +152,7 @@ class Kept(Keeper):
         ended = [s for s in self._under_way if s.ended.is_set()]
         self._under_way = [s for s in self._under_way if not s.ended.is_set()]
         for saving in ended:
-            if saving.fault is not None:
+            if saving.fault is not None and not saving.told:
                 raise saving.fault
 
     def load(self, step: int | None = None, like: Any = None) -> Any:
@@ -198,6 +198,7 @@ class Kept(Keeper):
         del self._ring, self._flow.ring
         if self._own:
             shutil.rmtree(self._own)
+        self._settle()
 
 
 def _border(plan: Plan, now: set[str]) -> int:

@@ -450,8 +450,6 @@ def test_two_jobs_do_not_save_into_one_folder_at_once(tmp_path, monkeypatch):
         gate.open.set()
         first.wait(10)
         assert one.steps() == [1]
-        with pytest.raises(HoldallError, match="somebody else is saving"):
-            other.save(3, {"w": torch.ones(3)})  # as a loop that waits for no receipt learns it
         other.save(3, {"w": torch.ones(3)}, wait=True)
         assert one.steps() == [1, 3]
 
@@ -561,13 +559,28 @@ def test_writes_that_fail_anywhere_leave_the_old_checkpoint_and_the_keeper_usefu
             with monkeypatch.context() as patch:
                 patch.setattr(os, "pwrite", write)
                 receipt = kept.save(2, state)
-                with pytest.raises(HoldallError, match="step 2 is not saved: No space left on device"):
-                    receipt.wait(10)
-            with pytest.raises(HoldallError, match="step 2 is not saved"):
-                kept.save(3, state)
+                receipt.ended.wait(10)
+            with pytest.raises(HoldallError, match="step 2 is not saved: No space left on device"):
+                kept.save(3, state)  # as a loop that waits for no receipt learns it
             assert kept.steps() == [1] and len(list((tmp_path / str(n)).iterdir())) == 2
             kept.save(3, state, wait=True)
             assert same(kept.load(), state) and kept.traffic()["ring_most_bytes"] <= 1 << 20
+
+
+def test_closing_tells_what_nobody_was_told(tmp_path, monkeypatch):
+    def full(fd, n):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(datastates_stream, "_reserve", full)
+    kept = DataStates().open(str(tmp_path))
+    kept.save(1, {"w": torch.ones(3)})
+    with pytest.raises(HoldallError, match="step 1 is not saved: No space left"):
+        kept.close()
+    kept.close()
+    kept = DataStates().open(str(tmp_path))
+    with pytest.raises(HoldallError, match="No space left"):
+        kept.save(1, {"w": torch.ones(3)}, wait=True)
+    kept.close()  # it was told already
 
 
 def test_damage_is_found_and_names_what_is_left(tmp_path):
