@@ -284,7 +284,8 @@ class Receipt(ABC):
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> int:
-        """Until it is durable: bytes that were written. What went wrong is raised here, and by the next save."""
+        """Until it is durable: bytes that were written. What went wrong is raised here, or by the next save,
+        or by closing: to whoever comes first."""
 
     @property
     @abstractmethod
@@ -321,7 +322,8 @@ class Keeper(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Finish what is under way and give everything back; a second call does nothing."""
+        """Finish what is under way and give everything back, then raise what went wrong with a save, if nobody was
+        told yet; a second call does nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -42,6 +42,7 @@ class Kept(Keeper):
         self._planner = Planner(ranks, self._part, recipe.split, recipe.plans)
         self._writer = Writer(self._folder, ranks.twin(), lambda: self._room(0), recipe.keep)
         self._last: Saving | None = None
+        self._begun: list[Saving] = []
         self._open, self._counts = True, dict[str, float]()
         self._loaded: Timeline | None = None
 
@@ -50,9 +51,7 @@ class Kept(Keeper):
         self._check()
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise BadInput("step", step, "a whole number, 0 or more")
-        if self._last is not None and self._last.fault is not None and not self._last.told:
-            self._last.told = True
-            raise self._last.fault
+        self._tell()
         began, saving = time.perf_counter(), Saving(step)
         taken = states.take(state, self._ranks.rank)
         try:
@@ -61,6 +60,7 @@ class Kept(Keeper):
             saving.told = True
             raise
         finally:
+            self._begun.append(saving)
             self._last = saving  # only now: a larger ring waits for the save before this one
         saving.blocked = time.perf_counter() - began
         self._count(saves=1, copied_bytes=job.share.nbytes, blocked_seconds=saving.blocked)
@@ -68,6 +68,14 @@ class Kept(Keeper):
             saving.wait()
             saving.blocked = time.perf_counter() - began
         return saving
+
+    def _tell(self) -> None:
+        """Raise what went wrong with a save, if nobody was told."""
+        for saving in self._begun:
+            if saving.fault is not None and not saving.told:
+                saving.told = True
+                raise saving.fault
+        self._begun = [s for s in self._begun if not s._ended.is_set()]
 
     def _room(self, nbytes: int) -> Ring:
         """The ring: as large as the memory allows, or as one save wants where it is not limited."""
@@ -220,6 +228,7 @@ class Kept(Keeper):
             self._open = False
             self._writer.close()
             self._ring = None
+            self._tell()
 
 
 def _limit(memory: Spend) -> int | None:

@@ -35,7 +35,7 @@ class Saving(Receipt):
     def __init__(self, step: int):
         self.step, self.blocked = step, 0.0
         self._ended = threading.Event()
-        self.told = False  # what went wrong was raised by a save
+        self.told = False  # what went wrong was raised
         self._nbytes, self.fault = 0, None  # type: int, BaseException | None
 
     def end(self, nbytes: int, fault: BaseException | None = None) -> None:
@@ -46,6 +46,7 @@ class Saving(Receipt):
         if not self._ended.wait(timeout):
             raise HoldallError(f"step {self.step} is not durable after {timeout:.3g} s; it goes on")
         if self.fault is not None:
+            self.told = True
             raise self.fault
         return self._nbytes
 

@@ -38,6 +38,7 @@ class Saved(Receipt):
         self.step, self.blocked = step, 0.0
         self.fault: BaseException | None = None
         self._nbytes, self.ended = 0, threading.Event()
+        self.told = False
 
     def follow(self, act: Callable[[], int]) -> None:
         """Do it, and keep what came of it."""
@@ -51,6 +52,7 @@ class Saved(Receipt):
         if not self.ended.wait(timeout):
             raise HoldallError(f"step {self.step} is not durable after {timeout:.3g} s; it goes on")
         if self.fault is not None:
+            self.told = True
             raise self.fault
         return self._nbytes
 
@@ -80,7 +82,7 @@ class Whole(Keeper):
             raise BadInput("step", repr(step), "a whole number, 0 or more")
         last, self._last = self._last, None
         began, saved = time.perf_counter(), Saved(step)
-        if last is not None:
+        if last is not None and not last.told:
             last.wait()  # one at a time; what went wrong with it is told now
         nbytes = sum(leaf.nbytes for leaf in flatten(state).leaves.values())  # odd things are refused
         if self._thread is None:
@@ -198,6 +200,8 @@ class Whole(Keeper):
             self._jobs.put(None)
             if self._thread is not None:
                 self._thread.join()
+            if self._last is not None and not self._last.told:
+                self._last.wait()
 
 
 class _Summed:

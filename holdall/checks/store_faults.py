@@ -86,6 +86,27 @@ def check_a_failing_disk_leaves_the_old_one(cls: type[Any]) -> None:
     )
 
 
+def check_a_failure_in_the_background_is_told(cls: type[Any]) -> None:
+    """Also where nobody waits for the receipt: by the next save, or by closing."""
+    state = {"w": torch.ones(700)}
+    for saves_again in (True, False):
+        with a_folder() as url:
+            kept = cls().open(url, ROOM)
+            kept.save(1, state, wait=True)
+            try:
+                with nth_change_fails(0) as failed:
+                    kept.save(2, state)
+                    if saves_again:
+                        kept.load(1)  # waits for what is under way
+                        kept.save(3, state)
+                    kept.close()
+            except (OSError, HoldallError):
+                assert failed, f"{cls.full_name()} fails without a cause"
+            else:
+                raise AssertionError(f"{cls.full_name()}: nobody is told of a save that failed")
+            kept.close()
+
+
 @contextlib.contextmanager
 def nth_change_fails(n: int) -> Iterator[list[int]]:
     """The n-th call that changes the disk raises ENOSPC, in this process and in those that it forks."""
