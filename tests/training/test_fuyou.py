@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from deadly import DEADLY  # noqa: E402
+from offload_runs import assert_equal, batch, loss_of, made, plain  # noqa: E402
 
 from holdall.errors import BadInput, BudgetError, CorruptArtefact  # noqa: E402
 from holdall.parts import paging_file  # noqa: E402
@@ -21,79 +21,6 @@ from holdall.training.fuyou import Fuyou  # noqa: E402
 from holdall.training.fuyou_plan import Layer, Rates, choose, order, seconds  # noqa: E402
 
 nn, F = torch.nn, torch.nn.functional
-
-
-class Block(nn.Module):
-    """Attention and a gated layer, with a bias that stays frozen."""
-
-    def __init__(self, d):
-        super().__init__()
-        self.norm, self.mix, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d, bias=False)
-        self.up, self.down, self.drop = nn.Linear(d, 2 * d + 1), nn.Linear(2 * d + 1, d), nn.Dropout(0.1)
-        self.up.bias.requires_grad_(False)
-
-    def forward(self, x):
-        q, k, v = self.mix(self.norm(x)).chunk(3, -1)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-        return x + self.drop(self.down(F.gelu(self.up(x))))
-
-
-class GPT(nn.Module):
-    """Odd sizes everywhere; the embedding is also the head, and one parameter is never used."""
-
-    def __init__(self, d=21, layers=3, vocab=67):
-        super().__init__()
-        self.embed, self.blocks = nn.Embedding(vocab, d), nn.ModuleList(Block(d) for _ in range(layers))
-        self.head, self.idle = nn.Linear(d, vocab, bias=False), nn.Parameter(torch.ones(5))
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-TEXT = np.frombuffer(Path(os.__file__).read_bytes()[:20_000], np.uint8).astype(np.int64) % 67
-
-
-def batch(i, rows=2, length=33):
-    ids = torch.from_numpy(TEXT[i * rows * (length + 1) :][: rows * (length + 1)].reshape(rows, length + 1))
-    return ids[:, :-1], ids[:, 1:].contiguous()
-
-
-def made(seed=0, dtype=None, **named):
-    torch.manual_seed(seed)
-    model = GPT(**named).to(dtype or torch.float32)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    other = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0, "lr": 0.003}]
-    return Run(model, torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), fused=True))
-
-
-def loss_of(model, x):
-    return F.cross_entropy(model(x[0]).flatten(0, 1), x[1].flatten())
-
-
-def plain(run, steps, clip=0.0, accumulate=1):
-    torch.manual_seed(1)
-    for i in range(steps * accumulate):
-        (loss_of(run.model, batch(i)) / accumulate).backward()
-        if (i + 1) % accumulate == 0:
-            if clip:
-                nn.utils.clip_grad_norm_(run.model.parameters(), clip)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-    return run
-
-
-def assert_equal(a, b):
-    for (name, p), q in zip(a.model.named_parameters(), b.model.parameters(), strict=True):
-        assert torch.equal(p, q), name
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            x, y = (run.optimizer.state.get(w, {}).get(key) for run, w in ((a, p), (b, q)))
-            assert (x is None) == (y is None), f"{name}: {key}"
-            assert x is None or torch.equal(x, y.reshape(x.shape)), f"{name}: {key}"
 
 
 def trained(steps, budget=None, folder=None, **knobs):
@@ -303,7 +230,8 @@ def test_a_failing_disk_takes_the_step_back(monkeypatch):
 KILLED = """
 import sys, numpy, torch
 sys.path.insert(0, sys.argv[4])
-from test_fuyou import made, batch, Fuyou
+from offload_runs import made, batch
+from holdall.training.fuyou import Fuyou
 from holdall.parts import paging_file
 n = int(sys.argv[2])
 paging_file.os = type("os", (), {**vars(os), "pwrite": staticmethod(deadly(os.pwrite)),
@@ -328,7 +256,7 @@ def test_a_run_that_is_killed_goes_on_with_the_last_step_that_counted(tmp_path):
         ref.optimizer.zero_grad()
 
     def go(n):
-        here = str(Path(__file__).parent)
+        here = str(Path(__file__).parents[1])
         command = [sys.executable, "-c", DEADLY + KILLED, str(tmp_path), str(n), "3", here]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
         return subprocess.run(command, capture_output=True, text=True, env=env)
