@@ -14,6 +14,7 @@ from holdall.training.pytorch_direct import PyTorchDirect, unified
 from holdall.training.sgd_sai import SGDSaI
 from holdall.training.ssdtrain import SSDTrain, offloaded
 from holdall.training.zero import ZeRO
+from holdall.training.zero_offload import ZeROOffload
 
 __all__ = [
     "COATAdamW",
@@ -23,6 +24,7 @@ __all__ = [
     "SGDSaI",
     "SSDTrain",
     "ZeRO",
+    "ZeROOffload",
     "coat_",
     "fit_training",
     "offloaded",
