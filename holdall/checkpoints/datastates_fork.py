@@ -7,8 +7,9 @@ It is safe under these conditions, which `why_not` looks at:
 - The child runs Python, and copies and writes bytes; it never calls torch. torch's pool of OpenMP threads, like every
   other thread, is not in the child, and a call that waits for one would wait for ever. What is not contiguous, which
   torch would have to gather, is gathered before the fork.
-- Of the locks that other threads may hold at that moment the child needs only Python's own and those of the C library's
-  allocator, which both see to forks themselves (glibc does; an allocator that was loaded in its place has to).
+- Of the locks that other threads may hold at that moment the child needs only Python's own and those of the C library
+  (for memory, and for one thread of the child's own), which both see to forks themselves (glibc does; an allocator that
+  was loaded in its place has to).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import signal
 import sys
 import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,6 @@ from holdall.checkpoints.datastates_stream import Packer, Sink
 from holdall.errors import HoldallError
 from holdall.optional import lazy
 from holdall.parts.paging_file import as_bytes
-from holdall.parts.ring import BLOCK
 
 torch = lazy("torch", extra="checkpoints")
 
@@ -75,7 +77,7 @@ class Child:
     def __init__(self, job: Job, chunk: int, rate: float, direct: bool):
         plan = job.plan
         plan.leaves = [leaf if leaf is None else as_bytes(leaf.contiguous()) for leaf in plan.leaves]
-        bounce = np.frombuffer(mmap.mmap(-1, chunk), np.uint8)
+        bounce = np.frombuffer(mmap.mmap(-1, 2 * chunk), np.uint8).reshape(2, chunk)
         main = (
             threading.current_thread() is threading.main_thread()
         )  # the signal comes when a forking thread ends
@@ -128,11 +130,22 @@ def _child(job: Job, how: tuple[np.ndarray, int, float, bool], out: int, parent:
 
 
 def _saved(job: Job, bounce: np.ndarray, chunk: int, rate: float, direct: bool) -> str:
-    sink = Sink(job.path, job.plan, rate, direct and chunk % BLOCK == 0)
+    """Two chunks in turn: one is written by a thread of the child's own while the other is filled and summed."""
+    sink, pending = Sink(job.path, job.plan, rate, direct), deque[Future[None]]()
+    pool = ThreadPoolExecutor(1)
+    taken = [0]
+
+    def take(nbytes: int) -> np.ndarray:
+        if len(pending) == 2:
+            pending.popleft().result()
+        taken[0] += 1
+        return bounce[taken[0] % 2][:nbytes]
 
     def give(piece: np.ndarray, at: int) -> None:
         sink.sum(piece)
-        sink.write(piece, at)
+        pending.append(pool.submit(sink.write, piece, at))
 
-    Packer(job.plan, chunk, lambda n: bounce[:n], give).run()
+    Packer(job.plan, chunk, take, give).run()
+    while pending:
+        pending.popleft().result()
     return f"done {sink.finish()} {sink.writes} {sink.waits}"
