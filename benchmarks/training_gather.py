@@ -71,7 +71,7 @@ class Ways:
         self.direct = {
             "direct": PyTorchDirect(), "direct, unsorted": PyTorchDirect(sort=False),
             "direct, one thread": PyTorchDirect(threads=1), "direct, gap 0": PyTorchDirect(gap=0),
-            "direct, gap 16 kB": PyTorchDirect(gap=16 << 10), "direct, 4 threads": PyTorchDirect(threads=4),
+            "direct, gap 16 kB": PyTorchDirect(gap=16 << 10), "direct, 16 threads": PyTorchDirect(threads=16),
         }  # fmt: skip
         self.open: dict[str, Any] = {}
 
@@ -144,6 +144,7 @@ def race(
             "cpu_ms": cpu * 1e3,
             "times_ours": seconds / ours,
             "device_mb": read / 1e6,
+            "grew_mb": held / 1e6,
         }
         if name in ways.open:
             went = ways.open[name].traffic()
@@ -186,7 +187,7 @@ def neighbourhoods(count: int, seeds: int = 256, fan: int = 8) -> Iterator[np.nd
 
 PEERS = ["memmap[idx], no read-ahead", "memmap[idx] + pinned + copy, no read-ahead", "pread a row, in Python"]
 TRAP = ["memmap[idx]", "memmap[idx] + pinned + copy"]
-KNOBS = ["direct, unsorted", "direct, one thread", "direct, 4 threads", "direct, gap 0", "direct, gap 16 kB"]
+KNOBS = ["direct, unsorted", "direct, one thread", "direct, 16 threads", "direct, gap 0", "direct, gap 16 kB"]
 
 
 def steps(ways: Ways, count: int, allowed: int) -> None:

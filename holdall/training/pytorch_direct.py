@@ -21,10 +21,11 @@ class PyTorchDirect(Runtime):
     """Gathers rows of a feature table that lies in a file straight into the batch, and reads little more than those.
 
     Indices are sorted, rows that lie on neighbouring pages become one read, a row that is asked for often is read once,
-    and compiled threads put each row where it belongs: no buffer of the batch's size in between, no interpreter in the
-    loop, no read-ahead. `unified(file)` gives the same as a torch tensor: `table[idx]` in a loop stays as it is. Good
-    for graphs, embeddings and retrieval where a batch wants few rows from all over. Poor where most of the file is
-    wanted anyhow, and where the table fits into memory: there torch's own indexing has nothing to wait for.
+    all reads are begun before one is waited for, and compiled code puts each row where it belongs: no buffer of the
+    batch's size in between, no interpreter in the loop, no read-ahead. `unified(file)` gives the same as a torch
+    tensor: `table[idx]` in a loop stays as it is. Good for graphs, embeddings and retrieval where a batch wants few
+    rows from all over. Poor where most of the file is wanted anyhow, and where the table stays in memory: there a
+    mapped file is several times faster, as it needs no system calls.
 
     Shapes:
         table [N, ...] of any torch dtype, indices of any shape; a batch is [*indices, ...].
@@ -35,7 +36,7 @@ class PyTorchDirect(Runtime):
         sort: sort and join reads (paper: the device's own coalescing)
         gap: bytes between two rows that are read through rather than skipped
         window: bytes of a read of several rows, at most; it passes through the processor's cache
-        threads: reads under way at once
+        threads: that wait for the disk, where the kernel cannot be asked for all reads at once (Linux can)
     Differs from the paper:
         the paper's GPU reads rows in host memory itself; without one the same idea is a file read into place. For a
         table in pinned memory and a CUDA device `unified` does what the paper does, with numba's kernel and circular
@@ -70,7 +71,7 @@ class PyTorchDirect(Runtime):
     sort: bool = knob(True, "sort and join reads", other=False, changes="traffic")
     gap: int = knob(4096, "between two rows that are read through", unit="bytes", other=0, changes="traffic")
     window: int = knob(64 << 10, "of a read of several rows", unit="bytes", other=4096, changes="traffic")
-    threads: int = knob(16, "reads under way at once", other=2, changes="nothing")
+    threads: int = knob(4, "that wait for the disk at once", other=2, changes="nothing")
 
     def __post_init__(self) -> None:
         for name, least in (("gap", 0), ("window", 1), ("threads", 1)):

@@ -39,9 +39,12 @@ def gather(seen: Any, rows: Any) -> Any:
     """Rows of an aliased table [N, ...], read over the bus by the device: a tensor of the device's own."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[seen.element_size()]
     flat = seen.view(kind).reshape(len(seen), -1)
+    rows = rows.to(seen.device).long()
+    rows = torch.where(rows < 0, rows + len(seen), rows)
+    torch._assert_async(((rows >= 0) & (rows < len(seen))).all())  # a kernel would read whatever lies there
     out = torch.empty(len(rows), flat.shape[1], dtype=kind, device=seen.device)
     if out.numel():
         stream = cuda.external_stream(torch.cuda.current_stream(seen.device).cuda_stream)
-        args = (flat, rows.to(seen.device), out, seen.data_ptr() % LINE, seen.element_size())
+        args = (flat, rows, out, seen.data_ptr() % LINE, seen.element_size())
         shifted_rows[len(rows), _THREADS, stream](*args)
     return out.view(seen.dtype).reshape(len(rows), *seen.shape[1:])
