@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from holdall.errors import BadInput
+from holdall.memory import return_early
 from holdall.optional import lazy
 from holdall.parts.paging import Arena
 from holdall.training.base import Run, Trainee
@@ -53,6 +54,7 @@ class Fuyoued(Trainee):
             self._pager.staying = set()
             for block in pageable:
                 self._pager.release(block)
+            return_early()  # else what blocks leave stays with this process
         self._handles = [
             p.register_post_accumulate_grad_hook(self._hook(group, n))
             for group in self._groups
