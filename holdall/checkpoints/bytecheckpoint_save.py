@@ -17,7 +17,7 @@ from holdall.checkpoints.bytecheckpoint_plan import Contents, Planner, Share
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
 from holdall.checkpoints.bytecheckpoint_state import Taken
 from holdall.checkpoints.monitoring import Watch
-from holdall.checkpoints.publish import Folder
+from holdall.checkpoints.publish import Folder, nobody
 from holdall.errors import HoldallError
 from holdall.files import atomic_write
 from holdall.kinds import Receipt
@@ -192,7 +192,7 @@ class Writer:
             for kind, place in s["trees"].items():
                 stored.trees.setdefault(kind, {})[rank] = tuple(place)
             stored.phases.append(s["phases"])
-        self._folder.publish(stored.step, stored.to_dict(), job.share.token, self._keep, ())
+        self._folder.publish(stored.step, stored.to_dict(), job.share.token, self._keep, nobody)
         self.reports.append((job.saving.step, stored.phases))
         return [sum(stored.files.values())] * len(said)
 

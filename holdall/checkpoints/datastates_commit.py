@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
@@ -17,6 +18,8 @@ from holdall.optional import lazy
 
 torch = lazy("torch", extra="checkpoints")
 
+NONCE = 8  # characters of a token that all saves of a keeper share; how many it began before this one follow
+
 
 class Committer:
     """Two phases for each tier: every rank reports its file, then the manifest is renamed. Runs in one thread."""
@@ -24,13 +27,8 @@ class Committer:
     def __init__(self, near: Folder, far: Folder | None, ranks: Ranks, keep: int):
         self._near, self._far, self._ranks, self._keep = near, far, ranks, keep
         self._lock = Lock(far if far is not None and far.local else near)
-        self._tokens: list[str] = []
         self._holds: set[str] = set()
         self.sent = 0
-
-    def expect(self, job: Job) -> None:
-        """A save that has begun; its data is left alone until it ends."""
-        self._tokens.append(job.token)
 
     def begin(self, job: Job) -> None:
         if self._ranks.rank == 0:
@@ -52,7 +50,6 @@ class Committer:
                 total = self._phase(job, self._far)
             return total
         finally:
-            self._tokens.remove(job.token)
             if job.token in self._holds:
                 self._holds.remove(job.token)
                 self._lock.release()
@@ -77,9 +74,8 @@ class Committer:
                         _not_saved(step, faults[0].removeprefix("rank 0: " * (len(said) == 1)))
                     )
                 told = {"step": step, "world": len(said), "shards": [s["shard"] for s in said]}
-                folder.publish(
-                    step, {**told, "id": secrets.token_hex(8)}, job.token, self._keep, self._tokens
-                )
+                told["id"] = secrets.token_hex(8)
+                folder.publish(step, told, job.token, self._keep, partial(_later, job.token))
             except OSError as failed:
                 if isinstance(failed, HoldallError):
                     raise
@@ -88,6 +84,12 @@ class Committer:
 
         total: int = self._ranks.together(vote, decide, "it ends a save")
         return total
+
+
+def _later(mine: str, token: str) -> bool:
+    """Whether a token is of a later save of the same keeper: another rank may have begun it before this one."""
+    own, other = mine.partition("-")[2], token.partition("-")[2]
+    return other[:NONCE] == own[:NONCE] and int(other[NONCE:], 16) > int(own[NONCE:], 16)
 
 
 def _said(fault: BaseException) -> str:

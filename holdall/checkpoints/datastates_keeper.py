@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from holdall.budget import Budget
 from holdall.checkpoints import datastates_fork as fork
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
-from holdall.checkpoints.datastates_commit import Committer, load
+from holdall.checkpoints.datastates_commit import NONCE, Committer, load
 from holdall.checkpoints.datastates_device import Side, pinned
 from holdall.checkpoints.datastates_early import Owners, early
 from holdall.checkpoints.datastates_flow import Flow, Job, Saving
@@ -50,7 +50,9 @@ class Kept(Keeper):
         commit = self._committer
         self._flow = Flow(self._ring, self.chunk, recipe.rate, recipe.direct, commit.begin, commit.commit)
         self._owners = Owners()
-        self._nonce = ranks.together(None, lambda said: [secrets.token_hex(4)] * len(said), "it opens")
+        self._nonce = ranks.together(
+            None, lambda said: [secrets.token_hex(NONCE // 2)] * len(said), "it opens"
+        )
         self._under_way: list[Saving] = []
         self._counts: dict[str, float] = {}
         self._open = True
@@ -75,7 +77,6 @@ class Kept(Keeper):
         plan = Plan(leaves, {"store": self.recipe.full_name(), "step": step, "tree": flat.tree})
         token = f"{step}-{self._nonce}{int(self._counts.get('saves', 0)):x}"
         job = Job(saving, plan, token, local_path(f"{self.near.data(token)}/{self._ranks.rank}.hold"))
-        self._committer.expect(job)
         self._under_way.append(saving)
         self._count(saves=1)
         if how == "fork":

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,11 @@ class Folder:
         return told, rest
 
     def publish(
-        self, step: int, said: Mapping[str, Any], token: str, keep: int, under_way: Collection[str]
+        self, step: int, said: Mapping[str, Any], token: str, keep: int, under_way: Callable[[str], bool]
     ) -> None:
         """Make a step be there, let go of all but the `keep` newest, and of what nothing names.
 
-        under_way: tokens of later saves, which are left alone.
+        under_way: whether a token may be that of a save that has not ended, which is left alone.
         """
         if self.local:
             _sync_folder(local_path(self.url))  # the name of the data's folder, before anything refers to it
@@ -118,16 +118,17 @@ class Folder:
             self._remove(f"{self.url}/{old}.checkpoint")
         self.sweep(under_way)
 
-    def sweep(self, under_way: Collection[str] = ()) -> None:
+    def sweep(self, under_way: Callable[[str], bool]) -> None:
         """Remove what killed saves left, and the data of steps that were let go or written again."""
-        named, unclear = {self.data(t) for t in under_way}, tuple[str, ...]()
+        named, unclear = set[str](), tuple[str, ...]()
         for step in self.steps():
             try:
                 named.add(self.data(self._parts(step)[0]["data"]))
             except (ValueError, KeyError, TypeError, CorruptArtefact):
                 unclear += (f"{self.url}/{step}-",)  # what a damaged one named may be all that is left of it
         for folder in self._folders():
-            if folder not in named and not folder.startswith(unclear):
+            token = folder.rsplit("/", 1)[-1].removesuffix(".data")
+            if folder not in named and not folder.startswith(unclear) and not under_way(token):
                 self._remove(folder)
         if self.local:  # of manifests; who holds the lock has none under way
             for left in local_path(self.url).glob(".*.checkpoint.*.tmp"):
@@ -196,6 +197,11 @@ class Lock:
             self._users -= 1
             if not self._users and self._folder.local:
                 os.close(self._fd)
+
+
+def nobody(token: str) -> bool:
+    """Of stores that begin a save when the one before has ended."""
+    return False
 
 
 def seal(told: Mapping[str, Any], rest: bytes) -> str:

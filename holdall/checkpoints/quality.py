@@ -154,15 +154,15 @@ def measure(
     the floors. budget: bytes of memory. model: its weights with AdamW's states; on: a file of torch.save."""
     if model is not None and on is not None:
         raise BadInput("--on", on, "either a model or a file")
-    state, rows = _state(model, on, quick), {}
+    state, rows, rounds = _state(model, on, quick), {}, 1 if quick else 3
     for name in FLOORS:
-        rows[name] = figures(get(name)(), None, state)
-    rows[method.full_name()] = figures(method, budget, state)
+        rows[name] = figures(get(name)(), None, state, rounds)
+    rows[method.full_name()] = figures(method, budget, state, rounds)
     told = provenance(method=method.to_dict(), budget=str(budget), of=model or on or "drawn")
     return Report(rows, FLOORS[0], told)
 
 
-def figures(method: Any, budget: Spend, state: Any, rounds: int = 3) -> dict[str, float]:
+def figures(method: Any, budget: Spend, state: Any, rounds: int) -> dict[str, float]:
     """Of the best of some rounds, after one that makes threads and memory ready."""
     blocked, durable, extra, loads = [], [], [], []
     with tempfile.TemporaryDirectory(prefix="holdall.measure.") as folder:
@@ -203,7 +203,7 @@ def _state(model: str | None, on: str | None, quick: bool) -> Any:
 
         weights = {n: t.float() for n, t in Model.read(model).state.items()}
     else:
-        count = 4 if quick else 24
+        count = 2 if quick else 24
         weights = {f"w{i}": torch.randn(512, 1024) for i in range(count)}
     moments = {n: {"exp_avg": t * 0.1, "exp_avg_sq": t.square()} for n, t in weights.items()}
     return {"model": weights, "optimizer": {"state": moments}, "step": 1}

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from holdall.budget import Budget
-from holdall.checkpoints.publish import Folder, Lock
+from holdall.checkpoints.publish import Folder, Lock, nobody
 from holdall.checkpoints.refill import fill_from
 from holdall.checkpoints.state import flatten
 from holdall.errors import BadInput, BudgetError, CorruptArtefact, HoldallError
@@ -26,7 +26,7 @@ from holdall.optional import lazy
 
 torch = lazy("torch", extra="checkpoints")
 
-LEAST = 4 << 20  # bytes that torch.save takes beside the state
+LEAST = 4_000_000  # bytes that torch.save takes beside the state
 _FILE = "state.pt"
 _CHUNK = 1 << 20  # larger writes were several times slower on a virtual disk
 
@@ -124,7 +124,7 @@ class Whole(Keeper):
                     raise
                 f.publish()
             said = {"bytes": out.nbytes, "xxh3": out.sum.hexdigest()}
-            self._folder.publish(step, said, token, self.recipe.keep, ())
+            self._folder.publish(step, said, token, self.recipe.keep, nobody)
         except BaseException:
             if not self._is_there(step, token):
                 self._folder.drop(token)

@@ -26,7 +26,7 @@ from holdall.checkpoints.bytecheckpoint_files import Entry
 from holdall.checkpoints.bytecheckpoint_header import header, tag
 from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.planning import Item
-from holdall.checkpoints.publish import Folder
+from holdall.checkpoints.publish import Folder, nobody
 from holdall.errors import BadInput
 from holdall.files import atomic_write
 
@@ -129,7 +129,7 @@ class Writer(StorageWriter):
                 stored.entries.append(Entry(result.index.fqn, box, each, file, start, stop, xxh3))
                 stored.files[file] = max(stop, stored.files.get(file, 0))
         self._trees(stored, {n: {"x": n} for n in basics} | values, metadata.planner_data or {})
-        self._folder.publish(stored.step, stored.to_dict(), self._token, self._keep, ())
+        self._folder.publish(stored.step, stored.to_dict(), self._token, self._keep, nobody)
 
     def _trees(self, stored: Stored, nodes: dict[str, Any], paths: dict[str, Any]) -> None:
         """What is no tensor, and how all of it nests: a small file of its own."""
