@@ -1,10 +1,10 @@
 """COATAdamW, coat_ and SGDSaI beside torch's optimizers and plain bfloat16: memory, time, errors, losses.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_optimizers.py [--parts cost,time,states,coat,sai,activations,smollm2]
+    OMP_NUM_THREADS=1 python benchmarks/training_optimizers.py [--parts cost,...]
 
 cost: a GPT of 32 million parameters, 4 x 128 bytes, float32, one thread; each optimizer in its own process; peak by
 the kernel over the model as it was loaded. time: steps of optimizers in turn, CPU seconds. states: the error of
-AdamW's direction from real moments kept in various 8-bit ways. coat, sai: training of a small GPT on real text.
+AdamW's direction from real moments kept in various 8-bit ways. coat, jitter, curve, sai: a small GPT on real text.
 activations: what autograd keeps, gradients, peak. smollm2: fine-tuning SmolLM2 with LoRA. Text is ../shared/data/text's
 WikiText-2 where it is, else the language reference of Python. Results are merged into results/training_optimizers.json.
 """
@@ -32,17 +32,14 @@ from holdall.report import provenance
 from holdall.training import COATAdamW, SGDSaI, coat_
 
 RESULTS = Path(__file__).parent / "results" / "training_optimizers.json"
-ADAMW = {
+KINDS = {
     "AdamW fused": lambda ps, lr: torch.optim.AdamW(ps, lr, fused=True),
     "AdamW foreach": lambda ps, lr: torch.optim.AdamW(ps, lr, foreach=True),
-}
-OTHERS = {
     "SGD momentum, fused": lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, fused=True),
     "Adafactor": lambda ps, lr: torch.optim.Adafactor(ps, lr),
     "coat": lambda ps, lr: COATAdamW(ps, lr),
     "sgd_sai": lambda ps, lr: SGDSaI(ps, lr),
 }
-KINDS = {**ADAMW, **OTHERS}
 
 
 def keep(part: str, name: str, row: dict[str, Any]) -> None:
@@ -55,14 +52,9 @@ def keep(part: str, name: str, row: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(found, indent=1))
 
 
-def large(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return small_gpt.GPT(d=512, layers=10, heads=8, context=128)
-
-
 def alone(name: str) -> dict[str, float]:
     """Six steps of the large model in this process."""
-    model, batches = large(), list(small_gpt.windows(parts.text(), 7, 4, 128))
+    model, batches = parts.large(), list(small_gpt.windows(parts.text(), 7, 4, 128))
     make = KINDS.get(name)
     if make is not None and name != "AdamW foreach":  # kernels are there before anything is measured
         small = torch.nn.Parameter(torch.ones(200))
@@ -110,7 +102,7 @@ def cost() -> None:
 
 
 def times() -> None:
-    model = large()
+    model = parts.large()
     model(*next(small_gpt.windows(parts.text(), 1, 4, 128))).backward()
     made = {}
     for name in ("AdamW fused", "coat", "sgd_sai", "SGD momentum, fused"):
@@ -138,16 +130,18 @@ def states(steps: int) -> None:
         keep("states", name, parts.errors(moments, *ways))
 
 
+STATES = {
+    "AdamW": lambda ps: torch.optim.AdamW(ps, 1e-3),
+    "coat": lambda ps: COATAdamW(ps, 1e-3),
+    "coat, steady=False (paper)": lambda ps: COATAdamW(ps, 1e-3, steady=False),
+    "coat, without expansion": lambda ps: COATAdamW(ps, 1e-3, expand=False),
+    "int8 linear": lambda ps: parts.Int8AdamW(ps, 1e-3),
+}
+
+
 def coat(steps: int, seeds: int) -> None:
-    makes = {
-        "AdamW": lambda ps: torch.optim.AdamW(ps, 1e-3),
-        "coat": lambda ps: COATAdamW(ps, 1e-3),
-        "coat, steady=False (paper)": lambda ps: COATAdamW(ps, 1e-3, steady=False),
-        "coat, without expansion": lambda ps: COATAdamW(ps, 1e-3, expand=False),
-        "int8 linear": lambda ps: parts.Int8AdamW(ps, 1e-3),
-    }
     base: list[tuple[float, float]] = []
-    for name, make in makes.items():
+    for name, make in STATES.items():
         found = [parts.trained(make, steps, seed)[2:] for seed in range(seeds)]
         base = base or found
         keep("coat", f"{name}, each seed", {f"seed {i}": f[0] for i, f in enumerate(found)})
@@ -160,6 +154,13 @@ def coat(steps: int, seeds: int) -> None:
         )
 
 
+def jitter(steps: int) -> None:
+    """Seed 0 with its first weights moved by a thousandth: how far one seed is from itself."""
+    for name in list(STATES)[:3]:
+        found = [parts.trained(STATES[name], steps, 0, parts.moved(i))[2] for i in (1, 2)]
+        keep("jitter", name, {"steps": steps, **{f"moved {i}": x for i, x in enumerate(found, 1)}})
+
+
 def sai(short: int, steps: int, seeds: int, arms: str) -> None:
     grids = {
         "AdamW": (lambda ps, lr: torch.optim.AdamW(ps, lr), (1e-3, 2e-3, 4e-3)),
@@ -168,9 +169,10 @@ def sai(short: int, steps: int, seeds: int, arms: str) -> None:
         ),
         "sgd_sai": (lambda ps, lr: SGDSaI(ps, lr, weight_decay=1e-3), (0.1, 0.3, 1.0, 3.0)),
     }  # fmt: skip
-    grids["sgd_sai, rule size"] = (lambda ps, lr: SGDSaI(ps, lr, weight_decay=1e-3, rule="size"), ())
-    grids["random ratios"] = (lambda ps, lr: parts.RandomRatios(ps, lr, weight_decay=1e-3), ())
-    best = {}
+    more = {"weight_decay": 1e-3}
+    grids["sgd_sai, rule size"] = (lambda ps, lr: SGDSaI(ps, lr, rule="size", **more), ())
+    grids["random ratios"] = (lambda ps, lr: parts.RandomRatios(ps, lr, **more), ())
+    best: dict[str, float] = {}
     for name, (make, rates) in grids.items():
         if arms and name not in arms.split(","):
             continue
@@ -225,17 +227,18 @@ def smollm2(steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default="cost,time,states,activations,curve,coat,sai,smollm2")
+    parser.add_argument("--parts", default="cost,time,states,activations,curve,coat,jitter,sai,smollm2")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--short", type=int, default=200, help="steps of each rate of a grid")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--arms", default="", help="of sai: only these")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    steps, seeds = args.steps, args.seeds
     acts = {
-        "cost": cost, "time": times, "states": lambda: states(args.steps), "activations": activations,
-        "curve": lambda: curves(args.steps), "coat": lambda: coat(args.steps, args.seeds),
-        "sai": lambda: sai(args.short, args.steps, args.seeds, args.arms), "smollm2": lambda: smollm2(100),
+        "cost": cost, "time": times, "states": lambda: states(steps), "activations": activations,
+        "curve": lambda: curves(steps), "coat": lambda: coat(steps, seeds), "jitter": lambda: jitter(steps),
+        "sai": lambda: sai(args.short, steps, seeds, args.arms), "smollm2": lambda: smollm2(100),
     }  # fmt: skip
     for part in args.parts.split(","):
         acts[part]()

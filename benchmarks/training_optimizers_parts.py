@@ -61,6 +61,22 @@ def trained(make: Any, steps: int, seed: int, model: Any = None) -> tuple[Any, A
     return model, optimizer, sum(held) / len(held), sum(tail) / len(tail)
 
 
+def large(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return small_gpt.GPT(d=512, layers=10, heads=8, context=128)
+
+
+def moved(by: int) -> Any:
+    """Seed 0's model, each weight moved by a thousandth of itself."""
+    torch.manual_seed(0)
+    model = small_gpt.GPT(d=128, layers=4, heads=4, context=96)
+    made = torch.Generator().manual_seed(by)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1 + 1e-3 * torch.randn(p.shape, generator=made))
+    return model
+
+
 def grouped(x: Tensor, size: int, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """act(rows, their largest) on rows of `size`."""
     rows = nn.functional.pad(x.flatten(), (0, -x.numel() % size)).view(-1, size)
