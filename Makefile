@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --no-compile --quiet --progress-bar off --disable-pip-
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
 TRAINING := zero optimizers offload ssdtrain gather
 CHECKPOINTS := training bytecheckpoint
-BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants training_optimizers \
+BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants \
 	$(addprefix training_,$(TRAINING)) checkpoints $(addprefix checkpoints_,$(CHECKPOINTS))
 
 .PHONY: demo test lint format bench bench-training docs clean $(addprefix bench-,$(BENCHES))
