@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_offload.py [--parts smollm2,adam,...] [--folder DIR]
 
-smollm2: SmolLM2-135M in fp32 with AdamW, 128 tokens, each arm in a process of its own, in turns; peak is the
+smollm2: SmolLM2-135M in fp32 with AdamW and --tokens a step, each arm in a process of its own, in turns; peak is the
 resident memory of the whole process from the moment the model is built. adam: the fused update beside torch's,
 in turns. fuyou: overlap and bytes with a throttled disk. swap: a sweep of kept activations and the planner's choice.
 kill: a process killed at random moments. offload: a throttled link, copies beside backward, late updates, the planner.
@@ -63,14 +63,14 @@ def digest(model: torch.nn.Module) -> str:
     return told.hexdigest()[:16]
 
 
-def smollm2_arm(arm: str, steps: int, folder: str) -> None:
+def smollm2_arm(arm: str, steps: int, tokens: int) -> None:
     """One arm in this process; prints its figures as JSON."""
     from holdall.meter import resident_bytes
     from holdall.weights import Model
 
     read = Model.read("smollm2")
     ids = torch.tensor(read.tokenizer().encode(TEXT.decode()[:40_000]))
-    batches = [{"input_ids": x, "labels": x} for x in ids[: 128 * steps].view(steps, 1, 128)]
+    batches = [{"input_ids": x, "labels": x} for x in ids[: tokens * steps].view(steps, 1, tokens)]
     model = read.build().requires_grad_(True).train()
     model.config.use_cache = False
     read.state.clear()
@@ -111,11 +111,11 @@ def smollm2_arm(arm: str, steps: int, folder: str) -> None:
                       "told": told}))  # fmt: skip
 
 
-def smollm2(folder: str, steps: int = 3, rounds: int = 1) -> None:
+def smollm2(tokens: int, steps: int = 3, rounds: int = 1) -> None:
     found: dict[str, list[dict[str, Any]]] = {"plain": [], "fuyou": []}
     for _ in range(rounds):
         for arm, rows in found.items():
-            command = [sys.executable, __file__, "--arm", arm, "--steps", str(steps), "--folder", folder]
+            command = [sys.executable, __file__, "--arm", arm, "--steps", str(steps), "--tokens", str(tokens)]
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             if ran.returncode:
                 raise SystemExit(ran.stderr)
@@ -127,9 +127,13 @@ def smollm2(folder: str, steps: int = 3, rounds: int = 1) -> None:
             for k in ("peak_bytes", "base_bytes", "seconds", "cpu_seconds", "first_seconds", "digest")
         }
         told = best["told"]
-        keep("smollm2", arm, {**row, **{k: told[k] for k in ("staying", "kept", "on_disk") if k in told}})
+        keep(
+            "smollm2",
+            f"{arm}, {tokens} tokens",
+            {**row, **{k: told[k] for k in ("staying", "kept", "on_disk") if k in told}},
+        )
     plain, ours = (min(rows, key=lambda r: r["seconds"]) for rows in found.values())
-    keep("smollm2", "fuyou / plain", {
+    keep("smollm2", f"fuyou / plain, {tokens} tokens", {
         "peak": ours["peak_bytes"] / plain["peak_bytes"], "seconds": ours["seconds"] / plain["seconds"],
         "cpu_seconds": ours["cpu_seconds"] / plain["cpu_seconds"], "bits_equal": ours["digest"] == plain["digest"],
     })  # fmt: skip
@@ -332,14 +336,20 @@ def main() -> None:
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--arm")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=128)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.arm:
-        smollm2_arm(args.arm, args.steps, args.folder)
+        smollm2_arm(args.arm, args.steps, args.tokens)
         return
-    acts = {"smollm2": smollm2, "fuyou": fuyou, "swap": swap, "kill": kill, "offload": offload}
+    acts = {"fuyou": fuyou, "swap": swap, "kill": kill, "offload": offload}
     for part in args.parts.split(","):
-        adam() if part == "adam" else acts[part](args.folder)
+        if part == "smollm2":
+            smollm2(args.tokens)
+        elif part == "adam":
+            adam()
+        else:
+            acts[part](args.folder)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from holdall.errors import BadInput
-from holdall.memory import return_early
+from holdall.memory import release, return_early
 from holdall.optional import lazy
 from holdall.parts.paging import Arena
 from holdall.training.base import Run, Trainee
@@ -163,6 +163,8 @@ class Fuyoued(Trainee):
             self._submit(group, self._norms.taken(group), self._norms.last / self.scale)
         if group.block is not None:
             self._pager.release(group.block)
+            if self._memory.paged:
+                release()  # small tensors of the block leave holes that a large gradient does not fit into
 
     def _submit(self, group: Group, grads: list[Any], factor: float) -> None:
         from holdall.training.adam_kernel import Hyper
