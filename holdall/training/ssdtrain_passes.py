@@ -64,8 +64,8 @@ class Limit:
     def begin(self, beside: int, profile: bool) -> None:
         """A step begins, with so many bytes in memory that are counted as its own."""
         self.stop()
-        if profile:
-            self._meter = Meter().__enter__()
+        if profile:  # what libraries take in the first one of all is no later step's
+            self._meter, self.working = Meter().__enter__(), 0
         self._top, self._base, self._beside, self.tight = 0, resident_bytes() - beside, beside, False
 
     def over(self, held: int) -> bool:
