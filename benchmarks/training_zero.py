@@ -1,7 +1,7 @@
 """ZeRO on real processes: equality, bytes held, bytes sent, a hard limit of memory, shards, and torch's own FSDP2.
 
     OMP_NUM_THREADS=1 python benchmarks/training_zero.py [--parts equal,bytes,limit,shards,activations,plan,speed]
-        [--workers 4] [--steps 30] [--width 448] [--layers 8] [--text ../shared/data/text/...]
+        [--workers 4] [--steps 30] [--width 448] [--layers 8] [--stages 0,3] [--counts 1,2] [--text T]
 
 Each part starts processes over gloo. equal: 30 steps at n = 1 to 4, beside one process with all batches. bytes: the
 ledger, resident memory, and bytes that the kernel saw on the sockets (TCP_INFO), for each stage, FSDP2 and DDP. limit:
@@ -151,13 +151,23 @@ def workers(n: int, act: Callable[..., Any], *given: Any) -> list[Any]:
         return [json.loads(p.read_text()) if p.exists() else "killed" for p in places]
 
 
-def plain(args: argparse.Namespace, data: torch.Tensor) -> tuple[list[float], nn.Module]:
+def clip(model: nn.Module) -> None:
+    """As torch's clip_grad_norm_, with the norm in float64."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.stack([g.double().norm() ** 2 for g in grads]).sum().sqrt()
+    factor = float(1.0 / (norm + 1e-6))
+    for g in grads if factor < 1 else ():
+        g.mul_(factor)
+
+
+def plain(args: argparse.Namespace, data: torch.Tensor, exact: bool) -> tuple[list[float], nn.Module]:
+    """One process with all rows. exact: the norm of gradients in float64; torch's own is off in the sixth digit."""
     model, optimizer = started(args)
     losses = []
     for i in range(args.steps):
         loss = cross(model, batch(data, i))
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip(model) if exact else nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
@@ -181,16 +191,16 @@ def equal(args: argparse.Namespace) -> None:
 
         def alone() -> None:
             torch.set_num_threads(1)
-            losses, model = plain(args, data)
+            losses, model = plain(args, data, True)
             torch.save([p.detach() for p in model.parameters()], truth)
-            curve.write_text(json.dumps(losses))
+            curve.write_text(json.dumps([losses, plain(args, data, False)[0]]))
 
         one = fork.Process(target=alone)
         one.start()
         one.join()
-        wanted = json.loads(curve.read_text())
-        for n in range(1, args.workers + 1):
-            for stage in range(4):
+        wanted, rough = json.loads(curve.read_text())
+        for n in map(int, args.counts.split(",")):
+            for stage in map(int, args.stages.split(",")):
                 told = workers(n, _equal, args, data, stage, truth)
                 gap = max(abs(a - b) for losses, _ in told for a, b in zip(losses, wanted, strict=True))
                 row = {
@@ -199,6 +209,9 @@ def equal(args: argparse.Namespace) -> None:
                     "first": wanted[0],
                     "last": wanted[-1],
                 }
+                row["losses by torch's norm"] = max(
+                    abs(a - b) for a, b in zip(told[0][0], rough, strict=True)
+                )
                 keep("equal", f"n={n} stage {stage}", row)
 
 
@@ -285,9 +298,10 @@ def limit(args: argparse.Namespace) -> None:
     count = sum(p.numel() for p in started(args)[0].parameters())
     plans = zero_plan.planned(count, n, **zero_plan.FP32)
     beside = int(plans[0].total * args.share)
-    for stage in (0, 1, 2, 3):
+    for stage in map(int, args.stages.split(",")):
         told = workers(n, _limit, args, data, stage, beside)
-        fault = next((t for t in told if isinstance(t, str)), "")
+        faults = sorted((t for t in told if isinstance(t, str)), key=lambda t: "did not come" in t)
+        fault = faults[0] if faults else ""  # the worker that had no memory first, then those that missed it
         row = {
             "limit": beside,
             "table": plans[stage].total,
@@ -422,6 +436,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--bucket", type=int, default=1 << 18)
     parser.add_argument("--share", type=float, default=0.7, help="of what stage 0 holds, for limit")
+    parser.add_argument("--stages", default="0,1,2,3", help="for equal and limit")
+    parser.add_argument("--counts", default="1,2,3,4", help="of workers, for equal")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--text", default=str(Path(__file__).parents[1] / "docs" / "decisions.md"))
     args = parser.parse_args()

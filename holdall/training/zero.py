@@ -53,6 +53,7 @@ class ZeRO(TrainingRuntime):
         >>> import torch
         >>> from holdall.training import ZeRO
         >>> from holdall.training.base import Run
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> run = Run(model, torch.optim.AdamW(model.parameters(), lr=0.01))
         >>> batch = torch.ones(3, 4), torch.tensor([0, 1, 1])

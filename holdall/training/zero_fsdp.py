@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -136,12 +137,20 @@ class Fsdp(Trainee):
 
 
 def _units(module: nn.Module, capacity: int) -> list[nn.Module]:
-    """Modules to wrap, inner ones first: those that fit a bucket with all that is in them, and the whole."""
+    """Modules to wrap, inner ones first: those that fit a bucket with all that is in them, and the whole, which has
+    what modules share."""
+    names = Counter(p for _, p in module.named_parameters(remove_duplicate=False))
+    shared = {p for p, count in names.items() if count > 1}
     found: list[nn.Module] = []
-    for child in module.children():
-        size = sum(p.numel() for p in child.parameters())
-        if size > capacity or isinstance(child, nn.ModuleList | nn.Sequential):
-            found += _units(child, capacity)[:-1]
-        elif size:
-            found.append(child)
+
+    def walk(parent: nn.Module) -> None:
+        for child in parent.children():
+            inside = list(child.parameters())
+            listed = isinstance(child, nn.ModuleList | nn.Sequential)
+            if listed or not shared.isdisjoint(inside) or sum(p.numel() for p in inside) > capacity:
+                walk(child)
+            elif inside:
+                found.append(child)
+
+    walk(module)
     return [*found, module]
