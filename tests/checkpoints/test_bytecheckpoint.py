@@ -386,9 +386,10 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(full, tmp_path, monkeypatc
             with pytest.raises((HoldallError, OSError), match="No space left"):
                 receipt.wait(10)
             assert kept.steps() == [1]
+            kept.save(2, split(full, Layout(dp=2), ranks.rank))._ended.wait(10)
             with pytest.raises((HoldallError, OSError), match="No space left"):
                 kept.save(
-                    2, split(full, Layout(dp=2), ranks.rank)
+                    3, split(full, Layout(dp=2), ranks.rank)
                 )  # as a loop that waits for no receipt learns it
             monkeypatch.undo()
             kept.save(2, split(full, Layout(dp=2), ranks.rank)).wait(10)

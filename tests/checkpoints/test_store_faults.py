@@ -321,10 +321,10 @@ def test_a_far_tier_on_s3(tmp_path, monkeypatch):
         import s3fs
 
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("shelf")
+        s3fs.S3FileSystem().mkdir("faults")
         states = {step: quality.real(width=16, steps=step) for step in (1, 2)}
         for method in (DataStates(tier=str(tmp_path / "near"), keep=1), TorchSave(keep=1)):
-            url = f"s3://shelf/{method.name}"
+            url = f"s3://faults/{method.name}"
             with method.open(url, "8MB") as kept:
                 for step, state in states.items():
                     kept.save(step, state)
