@@ -6,6 +6,8 @@ import gc
 import itertools
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -343,6 +345,13 @@ def test_a_run_trains_as_plain_torch_does_and_counts_the_same_each_time():
 
 
 def test_budgets_say_how_much_goes_and_are_kept():
+    """In a process of its own: holes that other tests leave in memory would count."""
+    code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; import test_ssdtrain; test_ssdtrain.budgets()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def budgets():
     module, x = Deep(), torch.ones(512, 1024)
 
     def rise(budget):
