@@ -1,7 +1,7 @@
 # make demo and make test do everything on a fresh machine; the rest is for those who work here.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --no-compile --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
+PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
 TRAINING := zero optimizers offload ssdtrain gather
 CHECKPOINTS := training bytecheckpoint
@@ -37,7 +37,7 @@ demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
 
 test: .venv/ready-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .

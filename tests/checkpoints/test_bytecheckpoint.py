@@ -605,11 +605,11 @@ def test_an_s3_server(full, monkeypatch):
         import s3fs
 
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("shelf")
-        with ByteCheckpoint(keep=1, split=1 << 16).open("s3://shelf/run") as kept:
+        s3fs.S3FileSystem().mkdir("ranks")
+        with ByteCheckpoint(keep=1, split=1 << 16).open("s3://ranks/run") as kept:
             for step in (1, 2):
                 kept.save(step, full, wait=True)
             assert kept.steps() == [2] and same(kept.load(), full)
-            assert len(s3fs.S3FileSystem().ls("shelf/run", refresh=True)) == 2
+            assert len(s3fs.S3FileSystem().ls("ranks/run", refresh=True)) == 2
     finally:
         server.stop()

@@ -177,13 +177,28 @@ class Deep(nn.Module):
         return x.sum()
 
 
+def alone(act):
+    """In a process of its own: holes that other tests leave in memory would count."""
+    begin = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; from holdall.memory import return_early"
+    code = (
+        f"{begin}; return_early(); import test_ssdtrain; test_ssdtrain.{act}()"  # what is freed is not held
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_memory_is_really_gone_and_comes_back():
+    alone("gone_and_back")
+
+
+def gone_and_back():
     module, x = Deep(), torch.ones(1024, 1024)
     module(x).backward()
     with Meter() as plain:
         module(x).backward()
     with offloaded(module, choose="all", window=8 << 20) as cache:
-        module(x).backward()
+        for _ in range(3):  # what the interpreter and the libraries take at first
+            module(x).backward()
         release()
         before = resident_bytes()
         with Meter() as less:
@@ -193,7 +208,7 @@ def test_memory_is_really_gone_and_comes_back():
             held = resident_bytes() - before
             loss.backward()
         told = cache.traffic()
-    assert told["unique_bytes"] == told["written_bytes"] >= 2 * 14 * (4 << 20) and plain.peak_bytes > 60e6
+    assert told["unique_bytes"] == told["written_bytes"] >= 4 * 14 * (4 << 20) and plain.peak_bytes > 60e6
     assert held < 12e6 and less.peak_bytes < 0.5 * plain.peak_bytes
 
 
@@ -345,10 +360,7 @@ def test_a_run_trains_as_plain_torch_does_and_counts_the_same_each_time():
 
 
 def test_budgets_say_how_much_goes_and_are_kept():
-    """In a process of its own: holes that other tests leave in memory would count."""
-    code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; import test_ssdtrain; test_ssdtrain.budgets()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    alone("budgets")
 
 
 def budgets():
