@@ -9,6 +9,6 @@ import pytest
 def _collections_look_at_what_is_new():
     """Objects of torch and its like, half a million, outlive every module: each measure of memory begins with a
     collection, and walked through all of them for a third of a second."""
-    gc.collect(1)
+    gc.collect()
     gc.freeze()
     yield
