@@ -44,8 +44,12 @@ def process_code(code: str) -> str:
     ).stdout.strip()
 
 
-def test_help_takes_under_300_ms() -> None:
-    assert _best(_running("--help")) < 0.3
+def test_help_takes_little_more_than_the_libraries_that_print_it() -> None:
+    """Beside the help of a program of one command, in the same minute: times alone say how busy a machine is."""
+    one = (
+        "import sys, typer; sys.argv = ['one', '--help']; app = typer.Typer(); app.command()(lambda: None)\n"
+    )
+    assert _best(_running("--help")) < 2 * _best(f"{one}try: app()\nexcept SystemExit: pass\n")
 
 
 def test_help_names_every_verb_and_its_options(call) -> None:
