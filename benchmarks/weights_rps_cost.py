@@ -16,9 +16,9 @@ from weights_rps_tasks import TASKS, show, weights
 
 from holdall.memory import release, return_early
 from holdall.meter import Meter, resident_bytes
+from holdall.parts.losses import default_loss
 from holdall.weights import sharing_theory
 from holdall.weights.sharing import in_weight_space, share
-from holdall.weights.training import default_loss
 
 HERE = Path(__file__).parent
 KINDS = ("plain", "shift", "permute", "roast", "hashed")

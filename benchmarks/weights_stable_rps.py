@@ -27,11 +27,12 @@ import weights_rps_cost as cost
 from weights_rps_tasks import TASKS, Task, own, show, weights
 
 from holdall.errors import BadInput
+from holdall.parts.losses import default_loss
 from holdall.report import provenance
 from holdall.weights.sharing import plain, share, sharing_of
 from holdall.weights.sharing_file import written
 from holdall.weights.sharing_map import KINDS
-from holdall.weights.training import default_loss, learn
+from holdall.weights.training import learn
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "weights_stable_rps.json"

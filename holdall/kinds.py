@@ -1,4 +1,7 @@
-"""Kinds: what every method of a sort promises. A room declares one to three of them in its `base.py`."""
+"""Kinds: what every method of a sort promises. A room declares one to three of them in its `base.py`.
+
+Longer than other files: each kind is a page of promises and nothing else, and who adds one should see its neighbours.
+"""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from holdall.budget import Budget
 from holdall.checkpoints import bytecheckpoint_state as states
+from holdall.checkpoints.awaited import Awaited
 from holdall.checkpoints.bytecheckpoint_files import Files
 from holdall.checkpoints.bytecheckpoint_load import Wanted, agreed, fill
 from holdall.checkpoints.bytecheckpoint_mapped import mapped
@@ -16,10 +16,10 @@ from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.bytecheckpoint_parts import Piece
 from holdall.checkpoints.bytecheckpoint_plan import Planner
 from holdall.checkpoints.bytecheckpoint_ranks import Alone, Ranks
-from holdall.checkpoints.bytecheckpoint_save import Saving, Writer, begin
+from holdall.checkpoints.bytecheckpoint_save import Writer, begin
 from holdall.checkpoints.monitoring import Timeline, Watch
 from holdall.checkpoints.publish import Folder
-from holdall.errors import BadInput, BudgetError, CorruptArtefact
+from holdall.errors import BadInput, CorruptArtefact
 from holdall.kinds import Keeper, Receipt, Spend
 from holdall.parts.ring import Ring
 
@@ -35,14 +35,14 @@ class Kept(Keeper):
 
     def __init__(self, recipe: ByteCheckpoint, url: str, memory: Spend, ranks: Ranks):
         self.recipe, self._ranks = recipe, ranks
-        self._limit = _limit(memory)
+        self._limit = recipe.allowed(memory, LEAST, "boxes wait in it")
         self._part = min(recipe.part, (self._limit or _MOST) // 4)
         self._folder = Folder(url, recipe.full_name())
         self._ring: Ring | None = None
         self._planner = Planner(ranks, self._part, recipe.split, recipe.plans)
         self._writer = Writer(self._folder, ranks.twin(), lambda: self._room(0), recipe.keep)
-        self._last: Saving | None = None
-        self._begun: list[Saving] = []
+        self._last: Awaited | None = None
+        self._begun: list[Awaited] = []
         self._open, self._counts = True, dict[str, float]()
         self._loaded: Timeline | None = None
 
@@ -52,7 +52,7 @@ class Kept(Keeper):
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise BadInput("step", step, "a whole number, 0 or more")
         self._tell()
-        began, saving = time.perf_counter(), Saving(step)
+        began, saving = time.perf_counter(), Awaited(step)
         taken = states.take(state, self._ranks.rank)
         try:
             job = begin(taken, self._planner, self._room, self._writer, saving)
@@ -75,7 +75,7 @@ class Kept(Keeper):
             if saving.fault is not None and not saving.told:
                 saving.told = True
                 raise saving.fault
-        self._begun = [s for s in self._begun if not s._ended.is_set()]
+        self._begun = [s for s in self._begun if not s.ended.is_set()]
 
     def _room(self, nbytes: int) -> Ring:
         """The ring: as large as the memory allows, or as one save wants where it is not limited."""
@@ -93,7 +93,7 @@ class Kept(Keeper):
 
     def _finish(self) -> None:
         if self._last is not None:
-            self._last._ended.wait()
+            self._last.ended.wait()
 
     def load(self, step: int | None = None, like: Any = None, missing: str | None = None) -> Any:
         """As every keeper. missing: what to do with names that only one of checkpoint and `like` has; by default as
@@ -229,16 +229,3 @@ class Kept(Keeper):
             self._writer.close()
             self._ring = None
             self._tell()
-
-
-def _limit(memory: Spend) -> int | None:
-    """Bytes of memory beside the state; None: as much as one rank's part of it."""
-    if memory is None:
-        return None
-    budget = Budget.parse(memory)
-    assert budget is not None
-    if budget.bytes is None:
-        raise BadInput("memory", str(memory), 'bytes, such as "64MB"')
-    if budget.bytes < LEAST:
-        raise BudgetError(budget.bytes, LEAST, who="checkpoints.bytecheckpoint", why="boxes wait in it")
-    return int(budget.bytes)

@@ -1,4 +1,4 @@
-"""Saving in the background: what training waits for is the copy into the ring; files, votes and publishing follow."""
+"""Awaited in the background: what training waits for is the copy into the ring; files, votes and publishing follow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from holdall.checkpoints.awaited import Awaited
 from holdall.checkpoints.bytecheckpoint_files import Entry
 from holdall.checkpoints.bytecheckpoint_header import header, tag
 from holdall.checkpoints.bytecheckpoint_meta import Stored
@@ -20,7 +21,6 @@ from holdall.checkpoints.monitoring import Watch
 from holdall.checkpoints.publish import Folder, nobody
 from holdall.errors import HoldallError
 from holdall.files import atomic_write
-from holdall.kinds import Receipt
 from holdall.optional import lazy
 from holdall.parts.ring import BLOCK, Ring
 
@@ -29,36 +29,10 @@ torch = lazy("torch", extra="checkpoints")
 _CHUNK = 1 << 20  # larger writes were several times slower on a virtual disk
 
 
-class Saving(Receipt):
-    """Of one save."""
-
-    def __init__(self, step: int):
-        self.step, self.blocked = step, 0.0
-        self._ended = threading.Event()
-        self.told = False  # what went wrong was raised
-        self._nbytes, self.fault = 0, None  # type: int, BaseException | None
-
-    def end(self, nbytes: int, fault: BaseException | None = None) -> None:
-        self._nbytes, self.fault = nbytes, fault
-        self._ended.set()
-
-    def wait(self, timeout: float | None = None) -> int:
-        if not self._ended.wait(timeout):
-            raise HoldallError(f"step {self.step} is not durable after {timeout:.3g} s; it goes on")
-        if self.fault is not None:
-            self.told = True
-            raise self.fault
-        return self._nbytes
-
-    @property
-    def done(self) -> bool:
-        return self._ended.is_set() and self.fault is None
-
-
 class Job:
     """A save under way. `slots`: copies of boxes in the ring, in the order of the share's files."""
 
-    def __init__(self, saving: Saving, share: Share, basics: dict[str, str], contents: Contents | None):
+    def __init__(self, saving: Awaited, share: Share, basics: dict[str, str], contents: Contents | None):
         self.saving, self.share, self.dtypes, self.contents = saving, share, basics, contents
         self.slots: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.watch = Watch()
@@ -202,7 +176,9 @@ def _chunks(f: atomic_write, data: memoryview) -> None:
         f.write(data[start : start + _CHUNK])
 
 
-def begin(taken: Taken, planner: Planner, ring: Callable[[int], Ring], writer: Writer, saving: Saving) -> Job:
+def begin(
+    taken: Taken, planner: Planner, ring: Callable[[int], Ring], writer: Writer, saving: Awaited
+) -> Job:
     """Plan, copy and hand over: what the training waits for."""
     watch = Watch()
     try:

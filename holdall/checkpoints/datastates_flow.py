@@ -12,43 +12,28 @@ from typing import Any
 
 import numpy as np
 
+from holdall.checkpoints.awaited import Awaited
 from holdall.checkpoints.datastates_stream import Packer, Sink
 from holdall.checkpoints.shards import Plan
 from holdall.errors import HoldallError
-from holdall.kinds import Receipt
 from holdall.parts.ring import Ring
 
 _AHEAD = 2  # chunks that are being written while the next one is summed
 
 
-class Saving(Receipt):
-    """Of one save. `early`: bytes that were copied while `save` was called. `near`: whether it is on the local tier.
-    `told`: whether somebody was told what went wrong."""
+class Saving(Awaited):
+    """`early`: bytes that were copied while `save` was called. `near`: whether it is on the local tier."""
 
     def __init__(self, step: int):
-        self.step, self.blocked, self.early = step, 0.0, 0
-        self.near = self.told = False
-        self.fault: BaseException | None = None
-        self.copied, self.ended = threading.Event(), threading.Event()
+        super().__init__(step)
+        self.early, self.near = 0, False
+        self.copied = threading.Event()
         self.written = threading.Event()  # this rank's file, or it failed
-        self._nbytes = 0
 
     def end(self, nbytes: int, fault: BaseException | None = None) -> None:
-        self._nbytes, self.fault = nbytes, fault
+        self.fault = fault
         self.copied.set()
-        self.ended.set()
-
-    def wait(self, timeout: float | None = None) -> int:
-        if not self.ended.wait(timeout):
-            raise HoldallError(f"step {self.step} is not durable after {timeout:.3g} s; it goes on")
-        if self.fault is not None:
-            self.told = True
-            raise self.fault
-        return self._nbytes
-
-    @property
-    def done(self) -> bool:
-        return self.ended.is_set() and self.fault is None
+        super().end(nbytes, fault)
 
 
 class Job:

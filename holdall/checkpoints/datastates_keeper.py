@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from holdall.budget import Budget
 from holdall.checkpoints import datastates_fork as fork
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
 from holdall.checkpoints.datastates_commit import NONCE, Committer, load
@@ -20,7 +19,7 @@ from holdall.checkpoints.datastates_flow import Flow, Job, Saving
 from holdall.checkpoints.publish import Folder
 from holdall.checkpoints.shards import Plan
 from holdall.checkpoints.state import flatten, ordered
-from holdall.errors import BadInput, BudgetError
+from holdall.errors import BadInput
 from holdall.files import is_local, local_path
 from holdall.kinds import Keeper, Spend
 from holdall.parts.ring import BLOCK, Ring
@@ -37,7 +36,7 @@ class Kept(Keeper):
 
     def __init__(self, recipe: DataStates, url: str, memory: Spend, ranks: Ranks):
         self.recipe, self._ranks = recipe, ranks
-        self.limit = _limit(memory)
+        self.limit = recipe.allowed(memory, LEAST, "chunks wait in it for the disk") or WINDOW
         far = Folder(url, recipe.full_name())
         passing = recipe.tier == "temporary" or (not recipe.tier and not is_local(url))
         self._own = tempfile.mkdtemp(prefix="holdall.") if passing else None
@@ -206,16 +205,3 @@ def _border(plan: Plan, now: set[str]) -> int:
     """How many sections are copied at once."""
     late = (i for i, s in enumerate(plan.sections) if s.name not in now and s.name[0] != "~")
     return next(late, len(plan.sections))
-
-
-def _limit(memory: Spend) -> int:
-    budget = Budget.parse(memory)
-    if budget is None:
-        return WINDOW
-    if budget.bytes is None:
-        raise BadInput("memory", str(memory), 'bytes, such as "64MB"')
-    if budget.bytes < LEAST:
-        raise BudgetError(
-            budget.bytes, LEAST, who="checkpoints.datastates", why="chunks wait in it for the disk"
-        )
-    return int(budget.bytes)

@@ -15,11 +15,11 @@ from typing import Any
 
 import xxhash
 
-from holdall.budget import Budget
+from holdall.checkpoints.awaited import Awaited
 from holdall.checkpoints.publish import Folder, Lock, nobody
 from holdall.checkpoints.refill import fill_from
 from holdall.checkpoints.state import flatten
-from holdall.errors import BadInput, BudgetError, CorruptArtefact, HoldallError
+from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.files import atomic_write, is_local, local_path, open_reader
 from holdall.kinds import Keeper, Receipt, Spend
 from holdall.optional import lazy
@@ -31,45 +31,15 @@ _FILE = "state.pt"
 _CHUNK = 1 << 20  # larger writes were several times slower on a virtual disk
 
 
-class Saved(Receipt):
-    """Of one save."""
-
-    def __init__(self, step: int):
-        self.step, self.blocked = step, 0.0
-        self.fault: BaseException | None = None
-        self._nbytes, self.ended = 0, threading.Event()
-        self.told = False
-
-    def follow(self, act: Callable[[], int]) -> None:
-        """Do it, and keep what came of it."""
-        try:
-            self._nbytes = act()
-        except BaseException as fault:  # noqa: BLE001 (the receipt raises it)
-            self.fault = fault
-        self.ended.set()
-
-    def wait(self, timeout: float | None = None) -> int:
-        if not self.ended.wait(timeout):
-            raise HoldallError(f"step {self.step} is not durable after {timeout:.3g} s; it goes on")
-        if self.fault is not None:
-            self.told = True
-            raise self.fault
-        return self._nbytes
-
-    @property
-    def done(self) -> bool:
-        return self.ended.is_set() and self.fault is None
-
-
 class Whole(Keeper):
     """background: the state is copied into fresh memory while the caller waits, and a thread writes the copy."""
 
     def __init__(self, recipe: Any, url: str, memory: Spend, background: bool):
-        self.recipe, self._limit = recipe, _limit(memory, recipe.full_name())
+        self.recipe, self._limit = recipe, recipe.allowed(memory, LEAST, "what torch.save takes")
         self._folder = Folder(url, recipe.full_name())
         self._lock = Lock(self._folder)
         self._counts = dict[str, float](saves=0, loads=0, copied_bytes=0, written_bytes=0, read_bytes=0)
-        self._open, self._last = True, None  # type: bool, Saved | None
+        self._open, self._last = True, None  # type: bool, Awaited | None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if background:
@@ -81,12 +51,12 @@ class Whole(Keeper):
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise BadInput("step", repr(step), "a whole number, 0 or more")
         last, self._last = self._last, None
-        began, saved = time.perf_counter(), Saved(step)
+        began, saved = time.perf_counter(), Awaited(step)
         if last is not None and not last.told:
             last.wait()  # one at a time; what went wrong with it is told now
         nbytes = sum(leaf.nbytes for leaf in flatten(state).leaves.values())  # odd things are refused
         if self._thread is None:
-            saved.follow(lambda: self._write(step, state))
+            self._follow(saved, state)
         else:
             self._copy(saved, state, nbytes)
             self._last = saved
@@ -97,17 +67,23 @@ class Whole(Keeper):
         saved.blocked = time.perf_counter() - began
         return saved
 
-    def _copy(self, saved: Saved, state: Any, nbytes: int) -> None:
+    def _copy(self, saved: Awaited, state: Any, nbytes: int) -> None:
         if self._limit is not None and nbytes + LEAST > self._limit:
             raise BudgetError(self._limit, nbytes + LEAST, who=self.recipe.full_name(), why="a whole copy")
         held = [copy.deepcopy(state)]  # what shares memory still does
         self._counts["copied_bytes"] += nbytes
-        self._jobs.put(lambda: saved.follow(lambda: self._write(saved.step, held.pop())))
+        self._jobs.put(lambda: self._follow(saved, held.pop()))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
             del job  # and with it the copy
+
+    def _follow(self, saved: Awaited, state: Any) -> None:
+        try:
+            saved.end(self._write(saved.step, state))
+        except BaseException as fault:  # noqa: BLE001 (the receipt raises it)
+            saved.end(0, fault)
 
     def _write(self, step: int, state: Any) -> int:
         token = f"{step}-{secrets.token_hex(4)}"
@@ -230,15 +206,3 @@ class _Summed:
 
 def _bytes(leaf: Any) -> Any:
     return leaf.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _limit(memory: Spend, who: str) -> int | None:
-    if memory is None:
-        return None
-    budget = Budget.parse(memory)
-    assert budget is not None
-    if budget.bytes is None:
-        raise BadInput("memory", str(memory), 'bytes, such as "64MB"')
-    if budget.bytes < LEAST:
-        raise BudgetError(budget.bytes, LEAST, who=who, why="what torch.save takes")
-    return int(budget.bytes)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="training")
 
-# numbers of state that torch's optimizers keep for each trained one
-_STATES = {"SGD": 0, "Adagrad": 1, "RMSprop": 1, "Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "Adamax": 2}
+_STATES = {  # numbers of state that torch's optimizers keep for each trained one
+    "SGD": 0, "Adagrad": 1, "RMSprop": 1, "Adadelta": 2, "Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "Adamax": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
     trained = {p for g in run.optimizer.param_groups for p in g["params"] if p.requires_grad}
     if not trained:
         raise BadInput("optimizer", "nothing to train", "parameters that require gradients")
+    if _per_number(run.optimizer, run.optimizer.param_groups[0]) is None:
+        name = type(run.optimizer).__name__
+        raise BadInput("optimizer", name, f"one of torch's or Holdall's ({', '.join(_STATES)})")
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(run.model)}
     gradients = sum(p.nbytes for p in trained)
     count = rows(batch)
@@ -61,7 +65,7 @@ def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
         parameters=sum(p.numel() for p in run.model.parameters()),
         weights=sum(held.values()),
         gradients=gradients,
-        states=round(gradients * per_number(run.optimizer)),
+        states=states_of(run.optimizer),
         updating=_updating(run.optimizer, trained),
         passing=passing,
         activations=round(grows * count),
@@ -69,16 +73,22 @@ def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
     )
 
 
-def per_number(optimizer: Any) -> float:
-    """Numbers of state for each trained one; BadInput for an optimizer of which that is not known."""
-    name = type(optimizer).__name__
+def states_of(optimizer: Any) -> int:
+    """Bytes of state that an optimizer has, or will have where that is known."""
+    have = sum(x.nbytes for told in optimizer.state.values() for x in told.values() if torch.is_tensor(x))
+    sizes = [(g, p.nbytes) for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+    return max(have, round(sum(size * (_per_number(optimizer, g) or 0) for g, size in sizes)))
+
+
+def _per_number(optimizer: Any, group: Any) -> float | None:
+    """Numbers of state for each trained one; None for an optimizer of which that is not known."""
     most = getattr(optimizer, "most_bytes", None)
     if most is not None:
         return float(most) / 4
-    if name not in _STATES:
-        raise BadInput("optimizer", name, f"one of torch's or Holdall's ({', '.join(_STATES)})")
-    group = optimizer.param_groups[0]
-    return _STATES[name] + bool(group.get("amsgrad")) + bool(name == "SGD" and group.get("momentum"))
+    found = [_STATES[k.__name__] for k in type(optimizer).__mro__ if k.__name__ in _STATES]
+    return (
+        found[0] + bool(group.get("amsgrad") or (found[0] == 0 and group.get("momentum"))) if found else None
+    )
 
 
 def _updating(optimizer: Any, trained: Any) -> int:

@@ -14,9 +14,9 @@ from holdall.errors import BadInput, BudgetError, human_bytes
 from holdall.kinds import Spend
 from holdall.memory import return_early
 from holdall.optional import lazy
+from holdall.parts.losses import default_loss
 from holdall.training.base import Run, Trainee, TrainingRuntime
 from holdall.training.facts import Facts, facts
-from holdall.weights.training import default_loss
 
 if TYPE_CHECKING:
     import torch

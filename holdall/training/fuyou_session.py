@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from holdall.errors import BadInput
 from holdall.memory import release, return_early
 from holdall.optional import lazy
+from holdall.parts.losses import default_loss
 from holdall.parts.paging import Arena
 from holdall.training.base import Run, Trainee
 from holdall.training.fuyou_activations import Activations
@@ -19,7 +20,6 @@ from holdall.training.fuyou_pager import Pager
 from holdall.training.fuyou_profile import Profile
 from holdall.training.fuyou_states import States
 from holdall.training.fuyou_update import Job, Updater
-from holdall.weights.training import default_loss
 
 if TYPE_CHECKING:
     import torch

@@ -8,39 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from holdall.errors import BadInput
+from holdall.parts.losses import default_loss
 from holdall.training.base import Run, Trainee
+from holdall.training.facts import states_of
 from holdall.training.ssdtrain_cache import TensorCache
-from holdall.weights.training import default_loss
 
 if TYPE_CHECKING:
     from holdall.training.ssdtrain import SSDTrain
-
-_TWO = (
-    "Adam",
-    "AdamW",
-    "NAdam",
-    "RAdam",
-    "Adamax",
-)  # numbers of state that an optimizer has for each parameter
-_ONE = ("Adagrad", "RMSprop", "Adadelta")
 
 
 def fixed(run: Run) -> int:
     """Bytes of parameters, buffers and states of the optimizer; those that it has, or will have."""
     held = {t.untyped_storage()._cdata: t.nbytes for t in (*run.model.parameters(), *run.model.buffers())}
-    return sum(held.values()) + states(run.optimizer)
-
-
-def states(optimizer: Any) -> int:
-    have = sum(
-        x.nbytes for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)
-    )
-    kinds = [c.__name__ for c in type(optimizer).__mro__]
-    each = 2 if any(k in _TWO for k in kinds) else int(any(k in _ONE for k in kinds))
-    momentum = any(g.get("momentum") for g in optimizer.param_groups)
-    return max(
-        have, max(each, int(momentum)) * sum(p.nbytes for g in optimizer.param_groups for p in g["params"])
-    )
+    return sum(held.values()) + states_of(run.optimizer)
 
 
 class Offloaded(Trainee):

@@ -15,10 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from holdall.errors import BadInput, BudgetError
+from holdall.parts.losses import default_loss
 from holdall.training.base import Run, Trainee
 from holdall.training.zero_ledger import parts
 from holdall.training.zero_plan import planned
-from holdall.weights.training import default_loss
 
 if TYPE_CHECKING:
     from holdall.training.zero import ZeRO

@@ -56,7 +56,7 @@ class Offloaded(Trainee):
         return self.device.saving(self._weights.storages)
 
     def step(self, x: Any) -> float:
-        from holdall.weights.training import default_loss
+        from holdall.parts.losses import default_loss
 
         self._checked()
         try:

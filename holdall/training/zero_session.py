@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from holdall.errors import BadInput, BudgetError, HoldallError
 from holdall.memory import release, return_early
+from holdall.parts.losses import default_loss
 from holdall.training import zero_ledger, zero_state
 from holdall.training.base import Run, Trainee
 from holdall.training.zero_gather import Gather
 from holdall.training.zero_optimizer import Facade
 from holdall.training.zero_slices import Slices
 from holdall.training.zero_wire import Wire
-from holdall.weights.training import default_loss
 
 if TYPE_CHECKING:
     from holdall.training.zero import ZeRO

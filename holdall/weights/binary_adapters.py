@@ -11,8 +11,9 @@ from holdall.errors import BadInput
 from holdall.kinds import Spend, Trained
 from holdall.method import Paper, knob
 from holdall.optional import lazy
+from holdall.parts.losses import default_loss
 from holdall.report import Report
-from holdall.weights.training import Batch, Loss, WeightTrainer, default_loss, held_out_loss, learn
+from holdall.weights.training import Batch, Loss, WeightTrainer, held_out_loss, learn
 
 if TYPE_CHECKING:
     import torch

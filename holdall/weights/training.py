@@ -15,6 +15,7 @@ from holdall.budget import Budget
 from holdall.errors import BadInput
 from holdall.kinds import Spend, Trainer
 from holdall.optional import lazy, need
+from holdall.parts.losses import default_loss
 from holdall.weights.stored import absorb
 
 if TYPE_CHECKING:
@@ -50,17 +51,6 @@ class WeightTrainer(Trainer):
         for name, parameter in module.named_parameters():
             if not bool(parameter.detach().isfinite().all()):
                 raise BadInput("weights", f"{name} with NaN or infinite numbers", "finite ones")
-
-
-def default_loss(module: Any, batch: Batch) -> Any:
-    """Cross-entropy for whole-number targets, squared error for others; a dict is answered with a `.loss`."""
-    if isinstance(batch, dict):
-        return module(**batch).loss
-    inputs, targets = batch
-    given = module(inputs)
-    if targets.is_floating_point():
-        return torch.nn.functional.mse_loss(given, targets)
-    return torch.nn.functional.cross_entropy(given.flatten(0, -2), targets.flatten())
 
 
 def learn(

@@ -386,7 +386,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(full, tmp_path, monkeypatc
             with pytest.raises((HoldallError, OSError), match="No space left"):
                 receipt.wait(10)
             assert kept.steps() == [1]
-            kept.save(2, split(full, Layout(dp=2), ranks.rank))._ended.wait(10)
+            kept.save(2, split(full, Layout(dp=2), ranks.rank)).ended.wait(10)
             with pytest.raises((HoldallError, OSError), match="No space left"):
                 kept.save(
                     3, split(full, Layout(dp=2), ranks.rank)
@@ -590,26 +590,11 @@ def test_killed_at_any_moment_it_is_the_old_or_the_new_one(tmp_path):
     assert old > 20 and new >= 2  # killed before and after the renaming
 
 
-def test_an_s3_server(full, monkeypatch):
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for key, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(key, value)
-        import s3fs
+def test_an_s3_server(full, bucket):
+    import s3fs
 
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("ranks")
-        with ByteCheckpoint(keep=1, split=1 << 16).open("s3://ranks/run") as kept:
-            for step in (1, 2):
-                kept.save(step, full, wait=True)
-            assert kept.steps() == [2] and same(kept.load(), full)
-            assert len(s3fs.S3FileSystem().ls("ranks/run", refresh=True)) == 2
-    finally:
-        server.stop()
+    with ByteCheckpoint(keep=1, split=1 << 16).open(f"s3://{bucket}/run") as kept:
+        for step in (1, 2):
+            kept.save(step, full, wait=True)
+        assert kept.steps() == [2] and same(kept.load(), full)
+        assert len(s3fs.S3FileSystem().ls(f"{bucket}/run", refresh=True)) == 2

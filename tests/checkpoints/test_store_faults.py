@@ -13,8 +13,9 @@ import torch
 from deadly import DEADLY
 
 from holdall.checkpoints import DataStates, DeepCopy, TorchSave, quality
+from holdall.checkpoints.awaited import Awaited
 from holdall.checkpoints.publish import Folder, nobody
-from holdall.checkpoints.whole import Saved, Whole
+from holdall.checkpoints.whole import Whole
 from holdall.checks import store, store_faults
 from holdall.errors import BudgetError, CorruptArtefact
 from holdall.method import knob
@@ -40,7 +41,7 @@ class ByReference(Whole):
     def _copy(self, saved, state, nbytes):
         import time
 
-        self._jobs.put(lambda: (time.sleep(0.05), saved.follow(lambda: self._write(saved.step, state))))
+        self._jobs.put(lambda: (time.sleep(0.05), self._follow(saved, state)))
 
 
 class Hog(Whole):
@@ -65,7 +66,7 @@ class Trusting(Whole):
         return torch.load(url, weights_only=False)
 
 
-class Silent(Saved):
+class Silent(Awaited):
     def wait(self, timeout=None):
         self.ended.wait(timeout)
         return self._nbytes
@@ -87,7 +88,7 @@ class Littering(Whole):
 class Untied(Whole):
     def _copy(self, saved, state, nbytes):
         own = quality.copied(state)
-        self._jobs.put(lambda: saved.follow(lambda: self._write(saved.step, own)))
+        self._jobs.put(lambda: self._follow(saved, own))
 
 
 class Careless(Whole):
@@ -306,34 +307,19 @@ def test_training_that_is_killed_goes_on_on_the_same_losses(how, tmp_path):
     assert kills >= 2 and steps >= 20
 
 
-def test_a_far_tier_on_s3(tmp_path, monkeypatch):
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for key, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(key, value)
-        import s3fs
+def test_a_far_tier_on_s3(tmp_path, bucket):
+    import s3fs
 
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("faults")
-        states = {step: quality.real(width=16, steps=step) for step in (1, 2)}
-        for method in (DataStates(tier=str(tmp_path / "near"), keep=1), TorchSave(keep=1)):
-            url = f"s3://faults/{method.name}"
-            with method.open(url, "8MB") as kept:
-                for step, state in states.items():
-                    kept.save(step, state)
-                kept.load()
-            names = s3fs.S3FileSystem().ls(url.removeprefix("s3://"), refresh=True)
-            assert len(names) == 2, names  # the manifest, and one folder of data
-            with method.but(**{"tier": ""} if method.name == "datastates" else {}).open(url, "8MB") as kept:
-                assert kept.steps() == [2] and quality.same(kept.load(), states[2])
-        with DataStates().open(str(tmp_path / "near")) as kept:
-            assert quality.same(kept.load(), states[2])
-    finally:
-        server.stop()
+    states = {step: quality.real(width=16, steps=step) for step in (1, 2)}
+    for method in (DataStates(tier=str(tmp_path / "near"), keep=1), TorchSave(keep=1)):
+        url = f"s3://{bucket}/{method.name}"
+        with method.open(url, "8MB") as kept:
+            for step, state in states.items():
+                kept.save(step, state)
+            kept.load()
+        names = s3fs.S3FileSystem().ls(url.removeprefix("s3://"), refresh=True)
+        assert len(names) == 2, names  # the manifest, and one folder of data
+        with method.but(**{"tier": ""} if method.name == "datastates" else {}).open(url, "8MB") as kept:
+            assert kept.steps() == [2] and quality.same(kept.load(), states[2])
+    with DataStates().open(str(tmp_path / "near")) as kept:
+        assert quality.same(kept.load(), states[2])

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from holdall.cli import app
 from holdall.errors import BadInput, BudgetError
+from holdall.parts.losses import default_loss
 from holdall.training import COATAdamW, Fuyou, fit_training
 from holdall.training.base import Run
 from holdall.training.facts import facts, part
-from holdall.weights.training import default_loss
 
 
 def made():

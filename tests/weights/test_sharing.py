@@ -10,10 +10,11 @@ from torch import nn
 from holdall.errors import BadInput
 from holdall.memory import release
 from holdall.meter import Meter, resident_bytes
+from holdall.parts.losses import default_loss
 from holdall.weights import sharing_kernels as kernels
 from holdall.weights.sharing import NAME, in_weight_space, plain, share, shareable, sharing_of
 from holdall.weights.sharing_map import KINDS, Map, Segment, naive_places, splitmix64
-from holdall.weights.training import default_loss, digits
+from holdall.weights.training import digits
 
 SIZES = ((1000, 5003, 16), (7, 50, 16), (1, 9, 4), (1003, 1003, 64), (97, 1000, 1), (63, 64, 3))
 NONE = np.zeros(0, np.float32)

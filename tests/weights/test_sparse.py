@@ -9,10 +9,11 @@ from torch import nn
 
 from holdall.errors import BadInput, BudgetError, CorruptArtefact
 from holdall.packed import Packed
+from holdall.parts.losses import default_loss
 from holdall.weights import Sparse, compile_sparse, sparsify
 from holdall.weights.pruning import masked, matrix, prunable, scheduled
 from holdall.weights.sparse_file import slack
-from holdall.weights.training import accuracy, default_loss, digits, learn, outputs, parameter_bytes
+from holdall.weights.training import accuracy, digits, learn, outputs, parameter_bytes
 
 
 def net(width=48):
