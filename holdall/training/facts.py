@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch", extra="training")
 
+_LARGE = 1 << 20  # bytes of a memory that may wait on disk
 _STATES = {  # numbers of state that torch's optimizers keep for each trained one
     "SGD": 0, "Adagrad": 1, "RMSprop": 1, "Adadelta": 2, "Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "Adamax": 2,
 }  # fmt: skip
@@ -26,7 +28,8 @@ _STATES = {  # numbers of state that torch's optimizers keep for each trained on
 class Facts:
     """Of a run and one batch, in bytes. weights: parameters and buffers, tied ones once. gradients, states: of what is
     trained. updating: what an update holds for a moment. passing: the most that forward and backward hold above the
-    weights, gradients included; activations: what of it grows with the batch. seconds: of forward and backward."""
+    weights, gradients included; activations: what autograd keeps of the model's forward pass in memories of a megabyte
+    and more, those that may wait on disk. seconds: of forward and backward."""
 
     parameters: int  # numbers
     weights: int
@@ -55,12 +58,11 @@ def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
     gradients = sum(p.nbytes for p in trained)
     count = rows(batch)
     few = sorted({max(1, count // 4), max(1, count // 2), count} if count < 4 else {count // 4, count // 2})
-    found = [(n, *_rehearsed(run, part(batch, n), loss)) for n in few[:2]]
-    passing, seconds, grows = found[-1][1], found[-1][2] * count / found[-1][0], 0.0
+    found = [(n, *_rehearsed(run, part(batch, n), loss, count / n)) for n in few[:2]]
+    some, passing, seconds, saved = found[-1]
     if len(found) == 2:
-        (a, low, _), (b, high, _) = found
-        grows = max(0.0, (high - low) / (b - a))
-        passing = round(high + grows * (count - b))
+        first, low, *_ = found[0]
+        passing += round(max(0, passing - low) / (some - first) * (count - some))
     return Facts(
         parameters=sum(p.numel() for p in run.model.parameters()),
         weights=sum(held.values()),
@@ -68,8 +70,8 @@ def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
         states=states_of(run.optimizer),
         updating=_updating(run.optimizer, trained),
         passing=passing,
-        activations=round(grows * count),
-        seconds=seconds,
+        activations=round(saved * count / some),
+        seconds=seconds * count / some,
     )
 
 
@@ -104,8 +106,43 @@ def _tensors(model: Any) -> Any:
     return itertools.chain(model.parameters(), model.buffers())
 
 
-def _rehearsed(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> tuple[int, float]:
-    """(the most that is held above what was before, seconds) of forward and backward."""
+def within(model: Any, begin: Callable[[], Any]) -> tuple[Any, Any]:
+    """Hooks by which each forward pass of the model is in a context of its own that `begin` makes."""
+    inside: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        inside.append(begin())
+        inside[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        inside.pop().__exit__(None, None, None)
+
+    return model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)
+
+
+@contextlib.contextmanager
+def _counted(model: Any, least: float) -> Iterator[dict[int, int]]:
+    """Of each memory of `least` bytes and more that the model's forward pass saves, its bytes."""
+    own = {t.untyped_storage().data_ptr() for t in _tensors(model)}
+    sizes: dict[int, int] = {}
+
+    def seen(x: Any) -> Any:
+        memory = x.untyped_storage()
+        if memory.nbytes() >= least and memory.data_ptr() not in own:
+            sizes[memory.data_ptr()] = memory.nbytes()  # the graph has it until backward
+        return x
+
+    hooks = within(model, lambda: torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x))
+    try:
+        yield sizes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rehearsed(run: Run, batch: Any, loss: Callable[[Any, Any], Any], parts: float) -> tuple[int, float, int]:
+    """(the most that is held above what was before, seconds, bytes saved) of forward and backward with the `parts`-th
+    part of a batch."""
     model = run.model
     grads = {p: p.grad for p in model.parameters()}
     kept = [b.clone() for b in model.buffers()]
@@ -113,20 +150,21 @@ def _rehearsed(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> tuple[i
         with torch.random.fork_rng():
             for p in grads:
                 p.grad = None
-            for _ in range(2):  # what libraries take at first is not the run's
-                with Meter() as meter:
-                    value = loss(model, batch)
-                    value.backward()
-                    del value
-                for p in grads:
-                    p.grad = None
+            with _counted(model, _LARGE / parts) as saved:
+                loss(model, batch).backward()  # and what libraries take at first is not the run's
+            for p in grads:
+                p.grad = None
+            with Meter() as meter:
+                value = loss(model, batch)
+                value.backward()
+                del value
     finally:
         with torch.no_grad():
             for b, was in zip(model.buffers(), kept, strict=True):
                 b.copy_(was)
         for p, grad in grads.items():
             p.grad = grad
-    return (meter.gpu_peak_bytes or meter.peak_bytes), meter.seconds
+    return (meter.gpu_peak_bytes or meter.peak_bytes), meter.seconds, sum(saved.values())
 
 
 def rows(batch: Any) -> int:

@@ -16,7 +16,7 @@ from holdall.memory import return_early
 from holdall.optional import lazy
 from holdall.parts.losses import default_loss
 from holdall.training.base import Run, Trainee, TrainingRuntime
-from holdall.training.facts import Facts, facts
+from holdall.training.facts import Facts, facts, within
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,8 @@ def fit_training(
         fitted = Fitted((session.model, session.optimizer, loader))
         fitted.session = session
         if way.name.startswith("training.ssdtrain"):
-            fitted.hooks = _within(model, session)
+            saver: Any = session
+            fitted.hooks = within(model, saver.saving)
     elif not way.exact:
         fitted = Fitted((model, coated(optimizer), loader))
     fitted.way, fitted.facts = way, told
@@ -141,7 +142,7 @@ def _on_disk(run: Run, told: Facts, limit: int) -> Iterator[Way]:
 
     recipe = SSDTrain()
     beside = max(told.passing - told.activations, told.gradients + told.updating)
-    least = told.weights + told.states + beside + recipe.window
+    least = told.weights + told.states + beside + 2 * recipe.window  # once for what its first step takes
     yield Way("training.ssdtrain (activations on disk)", recipe, max(least, min(limit, told.plain)))
     if type(run.optimizer).__name__ == "AdamW":
         try:
@@ -149,20 +150,6 @@ def _on_disk(run: Run, told: Facts, limit: int) -> Iterator[Way]:
             yield Way("training.fuyou (states, and what else does not fit, on disk)", Fuyou(), limit)
         except BudgetError as fault:
             yield Way("training.fuyou", Fuyou(), int(fault.least))
-
-
-def _within(model: Any, session: Any) -> tuple[Any, ...]:
-    """What the model saves in its forward pass goes where the session keeps it."""
-    inside: list[Any] = []
-
-    def enter(*_: Any) -> None:
-        inside.append(session.saving())
-        inside[-1].__enter__()
-
-    def leave(*_: Any) -> None:
-        inside.pop().__exit__(None, None, None)
-
-    return model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)
 
 
 def coated(optimizer: Any) -> Any:
