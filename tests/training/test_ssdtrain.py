@@ -270,7 +270,8 @@ def test_a_graph_that_is_kept_is_read_again(gpt):
     with offloaded(model, small=SMALL, choose="all") as cache:
         assert same(wanted, grads(model, lambda m: act(m, cache.disk.drain)))
         written = cache.traffic()["written_bytes"]
-        assert cache.flow()["read_bytes"] >= 1.9 * written > 0
+        # the second backward reads nearly all again; what the first read last may still be in memory
+        assert cache.flow()["read_bytes"] >= 1.6 * written > 0
         cache.disk.sweep()
         assert cache.disk.arena.nbytes == 0 and cache.disk.buffers.held() == 0
 
