@@ -73,6 +73,13 @@ class Packed:
                 writer.add(name, array)
             writer.finish(self.meta)
 
+    def kept(self, to: str | None) -> Packed:
+        """Itself; or, with a path or URL, saved there and opened lazily: what `Codec.encode` ends with."""
+        if to is None:
+            return self
+        self.save(to)
+        return Packed.open(to)
+
     @classmethod
     def open(cls, url: str, lazy: bool = True) -> Packed:
         """Open a path or fsspec URL; raises `CorruptArtefact` if it is not an undamaged `.hold` file.

@@ -86,13 +86,3 @@ class WeightCodec(Codec):
 
         write(*self.held(packed), to, form)
         return None
-
-
-def finish(packed: Packed, to: str | None) -> Packed:
-    """In memory, or saved at `to` and opened lazily."""
-    from holdall.packed import Packed
-
-    if to is None:
-        return packed
-    packed.save(to)
-    return Packed.open(to)

@@ -12,7 +12,7 @@ from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import lazy
 from holdall.packed import Packed
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.coded_file import finite
 from holdall.weights.layout import Layout, depths, kept, plan, read_kept
 from holdall.weights.model import Model
@@ -134,7 +134,7 @@ class BitStack(WeightCodec):
         cut = Encoder(self, x, layout, depths(layout, self.levels, self.lead, limit and limit - first))
         if self.fold == "previous":
             sections = kept(Model(cut.state, x.files, x.name), layout)
-        return finish(self._trim(x, layout, sections, cut, limit), to)
+        return (self._trim(x, layout, sections, cut, limit)).kept(to)
 
     def decode(self, packed: Packed) -> Model:
         shell, stack = self._open(packed)

@@ -11,7 +11,7 @@ from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.packed import Packed
 from holdall.weights import coded_file
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.coded import WIDTHS
 from holdall.weights.model import Model
 
@@ -139,7 +139,7 @@ class EDKM(WeightCodec):
     def encode(self, x: Model, budget: Spend = None, *, to: str | None = None) -> Packed:
         from holdall.weights.edkm_run import Run
 
-        return finish(Run(self, x, self.allowed(x, budget)).packed(), to)
+        return Run(self, x, self.allowed(x, budget)).packed().kept(to)
 
     def decode(self, packed: Packed) -> Model:
         return coded_file.decode(packed)

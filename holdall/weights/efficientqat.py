@@ -10,7 +10,7 @@ from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.packed import Packed
 from holdall.weights import coded_file
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.model import Model
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class EfficientQAT(WeightCodec):
         for name, tensor in x.state.items():
             if tensor.is_floating_point():
                 coded_file.finite(name, tensor)
-        return finish(Run(self, x, to, limit).packed(), to)
+        return Run(self, x, to, limit).packed().kept(to)
 
     def decode(self, packed: Packed) -> Model:
         return coded_file.decode(packed)

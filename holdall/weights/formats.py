@@ -12,7 +12,7 @@ from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.packed import Packed
 from holdall.weights import coded_file
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.coded import Coded
 from holdall.weights.float_formats import BY_NAME, FORMATS, INT8, Format, codes, quantised, searched, sqnr
 from holdall.weights.format_theory import recommended
@@ -89,7 +89,7 @@ class Formats(WeightCodec):
             raise BudgetError(
                 limit, packed.nbytes, who="weights.formats", why="eight bits a weight, entropy coded"
             )
-        return finish(packed, to)
+        return packed.kept(to)
 
     def _matrix(self, w: np.ndarray) -> tuple[str, Coded]:
         forms = FORMATS if self.format == "auto" else (BY_NAME[self.format],)

@@ -11,7 +11,7 @@ from holdall.method import Paper, knob
 from holdall.packed import Packed
 from holdall.weights import by_column, coded_file
 from holdall.weights.allotment import ARMS
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.coded import WIDTHS
 from holdall.weights.model import Model
 from holdall.weights.sensitivity import SALIENCE
@@ -144,12 +144,12 @@ class MixLLM(WeightCodec):
         limit = self.allowed(x, budget)
         if limit is not None and self.widths is None:
             made = Stepped(self, x)
-            return finish(made.tuned(limit, to) if self.tune else made.fit(limit), to)
+            return (made.tuned(limit, to) if self.tune else made.fit(limit)).kept(to)
         widths = self.widths or _PAPER
         both = Mixed(self, x, widths)
         if limit is None:
-            return finish(self._file(x, both, self.shares, widths), to)
-        return finish(self._within(x, both, limit, widths), to)
+            return (self._file(x, both, self.shares, widths)).kept(to)
+        return (self._within(x, both, limit, widths)).kept(to)
 
     def _file(self, x: Model, made: Mixed, shares: tuple[float, ...], widths: tuple[int, ...]) -> Packed:
         return coded_file.write(self, x, made.coded(made.rows(shares, widths)))

@@ -9,7 +9,7 @@ from holdall.errors import BudgetError
 from holdall.kinds import Spend
 from holdall.method import Paper
 from holdall.packed import Packed
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.model import Model
 from holdall.weights.stored import describe, described, file_sections, files_of, raw, section, unraw
 
@@ -49,7 +49,7 @@ class Nothing(WeightCodec):
         packed = Packed(arrays, {"room": "weights", "method": self.to_dict(), **describe(x)})
         if limit is not None and packed.nbytes > limit:
             raise BudgetError(limit, packed.nbytes, who="weights.none", why="it drops nothing")
-        return finish(packed, to)
+        return packed.kept(to)
 
     def decode(self, packed: Packed) -> Model:
         told = described(packed)

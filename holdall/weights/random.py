@@ -12,7 +12,7 @@ from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import lazy
 from holdall.packed import Packed
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.model import Model
 from holdall.weights.stored import describe, described, file_sections, files_of, raw, section, unraw
 
@@ -60,7 +60,7 @@ class Random(WeightCodec):
         matrices = [n for n, t in x.state.items() if t.ndim == 2 and t.is_floating_point() and t.numel()]
         total = sum(x.state[n].numel() for n in matrices)
         if limit is None:
-            return finish(self._made(x, matrices, int(total * _PAPER_SHARE), total), to)
+            return (self._made(x, matrices, int(total * _PAPER_SHARE), total)).kept(to)
         least = self._made(x, matrices, 0, total).nbytes
         if least > limit:
             raise BudgetError(limit, least, who="weights.random", why="what is not a matrix")
@@ -69,7 +69,7 @@ class Random(WeightCodec):
         while packed.nbytes > limit:  # digits in the header, padding
             kept = max(0, kept - max(8, (packed.nbytes - limit) // 2))
             packed = self._made(x, matrices, kept, total)
-        return finish(packed, to)
+        return packed.kept(to)
 
     def _made(self, x: Model, matrices: list[str], kept: int, total: int) -> Packed:
         arrays: dict[str, Any] = file_sections(x)

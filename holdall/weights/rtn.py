@@ -14,7 +14,7 @@ from holdall.method import Paper, knob
 from holdall.optional import lazy
 from holdall.packed import Packed
 from holdall.weights import coded_file
-from holdall.weights.base import WeightCodec, finish
+from holdall.weights.base import WeightCodec
 from holdall.weights.coded import Coded
 from holdall.weights.model import Model
 from holdall.weights.stored import described, files_of, section
@@ -83,7 +83,7 @@ class RoundToNearest(WeightCodec):
         for bits in widths:
             packed = self._made(x, bits)
             if limit is None or packed.nbytes <= limit:
-                return finish(packed, to)
+                return packed.kept(to)
             least = packed.nbytes
         raise BudgetError(limit, least, who="weights.rtn", why=f"{widths[-1]} bits in groups of {self.group}")
 
