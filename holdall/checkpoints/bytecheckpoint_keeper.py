@@ -11,7 +11,7 @@ from holdall.checkpoints.awaited import Awaited
 from holdall.checkpoints.bytecheckpoint_files import Files
 from holdall.checkpoints.bytecheckpoint_load import Wanted, agreed, fill
 from holdall.checkpoints.bytecheckpoint_mapped import mapped
-from holdall.checkpoints.bytecheckpoint_match import complete, matched
+from holdall.checkpoints.bytecheckpoint_match import added, complete, matched
 from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.bytecheckpoint_parts import Piece
 from holdall.checkpoints.bytecheckpoint_plan import Planner
@@ -154,20 +154,23 @@ class Kept(Keeper):
     ) -> Any:
         """Into the tensors of `like`; nothing is changed unless all of it fits, on all ranks."""
         fault: Exception | None = None
-        trees, names, wanted = list[Any](), list[str](), Wanted([], {})
+        trees, names, wanted, made = list[Any](), list[str](), Wanted([], {}), dict[str, Any]()
+        top = like if isinstance(like, dict) else {"": like}
         try:
             taken = states.take(like, self._ranks.rank)
             trees = states.together(shared + stored.own(files, self._ranks.rank))
             parts, names = matched(taken, stored, missing)
+            if missing == "strict" and taken.whole():
+                made = added(top, trees, stored, parts)
+                names += made
             wanted = Wanted(stored.entries, parts)
         except (BadInput, CorruptArtefact, OSError) as failed:
             fault = failed
         complete(fault, names, trees, missing, self._ranks)
         self._fill(wanted, files, watch)
-        top = like if isinstance(like, dict) else {"": like}
         for key, node in trees:
             if key in top and (missing != "model" or states.kind(str(key)) == "model"):
-                fresh = states.refreshed(top[key], node)
+                fresh = states.refreshed(top[key], node, made)
                 if not isinstance(like, dict):
                     return fresh
                 like[key] = fresh

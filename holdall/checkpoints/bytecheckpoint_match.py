@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdall.checkpoints.bytecheckpoint_meta import Stored
 from holdall.checkpoints.bytecheckpoint_parts import Piece
 from holdall.checkpoints.bytecheckpoint_ranks import Ranks
-from holdall.checkpoints.bytecheckpoint_state import Taken, kind, named
+from holdall.checkpoints.bytecheckpoint_state import Taken, empty, kind, lacking, named
 from holdall.errors import BadInput, HoldallError
 
 POLICIES = ("strict", "partial", "model")
@@ -36,6 +36,20 @@ def matched(taken: Taken, stored: Stored, missing: str) -> tuple[dict[str, list[
     if absent and missing != "partial":
         raise BadInput("tensors", _some(absent), 'names that are in the checkpoint, or missing="partial"')
     return parts, found
+
+
+def added(
+    top: Mapping[Any, Any], trees: Sequence[tuple[Any, Any]], stored: Stored, parts: dict[str, list[Piece]]
+) -> dict[str, Any]:
+    """New tensors by stored name, for what a state has an empty dict for; `parts` has them, too."""
+    made: dict[str, Any] = {}
+    for name in dict.fromkeys(n for key, node in trees if key in top for n in lacking(top[key], node)):
+        real = stored.alias.get(name, name)
+        if real not in made:
+            made[real] = empty(stored.basics[real])
+            parts.setdefault(real, []).append(Piece(made[real], made[real].shape))
+        made[name] = made[real]
+    return made
 
 
 def found_as(name: str, stored: Stored) -> str | None:

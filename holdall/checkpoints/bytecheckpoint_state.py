@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,10 @@ class Taken:
 
     def stored(self, name: str, of: str) -> str:
         return f"{name}@{self.rank}" if of in OWN else name
+
+    def whole(self) -> bool:
+        """Whether no tensor is split: what is not there yet is then whole, too."""
+        return all(part.data.numel() == math.prod(part.shape) for part in self.parts.values())
 
     def items(self) -> Iterator[Item]:
         for name, part in self.parts.items():
@@ -159,19 +164,35 @@ def inner(node: Any) -> list[Any]:
     return [v for _, v in node["d"]] if "d" in node else node.get("l", node.get("t", []))
 
 
-def refreshed(like: Any, node: Any) -> Any:
-    """`like` with its numbers and texts as stored, changed in place; its tensors stay as they are."""
+def lacking(like: Any, node: Any) -> Iterator[str]:
+    """Stored names of tensors for which `like` has an empty dict: an optimizer's states, before its first step."""
+    if isinstance(like, dict) and isinstance(node, dict) and "d" in node:
+        for key, one in node["d"]:
+            if not like:
+                yield from named(one)
+            elif key in like:
+                yield from lacking(like[key], one)
+    elif isinstance(like, list | tuple) and isinstance(node, dict) and ("l" in node or "t" in node):
+        for a, b in zip(like, inner(node), strict=False):
+            yield from lacking(a, b)
+
+
+def refreshed(like: Any, node: Any, made: Mapping[str, Any]) -> Any:
+    """`like` with its numbers and texts as stored, changed in place; its tensors stay as they are. made: tensors that
+    an empty dict lacked, by stored name."""
     if is_tensor(like):
         return like
     if isinstance(like, dict) and isinstance(node, dict) and "d" in node:
+        if not like and made.keys() >= set(named(node)):
+            like.update(built(node, made.__getitem__))
         for key, one in node["d"]:
             if key in like:
-                like[key] = refreshed(like[key], one)
+                like[key] = refreshed(like[key], one, made)
         return like
     if isinstance(like, list | tuple) and isinstance(node, dict) and ("l" in node or "t" in node):
         nodes = inner(node)
         if len(nodes) == len(like):
-            fresh = [refreshed(a, b) for a, b in zip(like, nodes, strict=True)]
+            fresh = [refreshed(a, b, made) for a, b in zip(like, nodes, strict=True)]
             if isinstance(like, tuple):
                 return tuple(fresh)
             like[:] = fresh

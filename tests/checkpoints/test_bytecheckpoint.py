@@ -289,6 +289,32 @@ def test_names_that_only_one_side_has(full, tmp_path):
         assert same(fresh["model"], full["model"]) and same(fresh["optimizer"]["mine"], torch.ones(3))
 
 
+def test_an_optimizer_that_did_not_step_yet_takes_what_was_saved(tmp_path):
+    def made():
+        model = torch.nn.Linear(5, 3)
+        return model, torch.optim.AdamW(model.parameters())
+
+    def state(model, optimizer):
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "extra": {"at": 4}}
+
+    (model, optimizer), (other, fresh) = made(), made()
+    model(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+    with ByteCheckpoint().open(str(tmp_path)) as kept:
+        kept.save(1, state(model, optimizer), wait=True)
+        found = kept.load(like=state(other, fresh))
+        assert same(found, state(model, optimizer)) and not fresh.state
+        fresh.load_state_dict(found["optimizer"])
+        assert same(fresh.state_dict(), optimizer.state_dict())
+        half = {"w": torch.zeros(2, 5)}
+        split = {"model": {"weight": Piece(half["w"], (3, 5), (0, 0))}, "optimizer": {"state": {}}}
+        with pytest.raises(
+            HoldallError, match="no tensor"
+        ):  # nobody knows here how its states would be split
+            kept.load(like=split)
+        assert not split["optimizer"]["state"] and not half["w"].any()
+
+
 def test_states_that_do_not_fit_are_told_in_one_line(full, tmp_path):
     with ByteCheckpoint().open(str(tmp_path)) as kept:
         with pytest.raises(BadInput, match="no checkpoint"):
