@@ -118,15 +118,43 @@ def load(
         return [[chosen, first is near]] * len(said)
 
     chosen, is_near = ranks.together(step, find, "it looks for a checkpoint")
+    agreed = _Agreed(ranks)
     if is_near and far is not None and chosen in far.steps():
         try:
-            return _load(near, ranks, chosen, like, threads)
+            return _load(near, agreed, chosen, like, threads)
         except CorruptArtefact:  # of the local tier only: the other one has it, too
-            return _load(far, ranks, chosen, like, threads)
-    return _load(near if is_near else far or near, ranks, chosen, like, threads)
+            return _load(far, agreed, chosen, like, threads)
+    return _load(near if is_near else far or near, agreed, chosen, like, threads)
 
 
-def _load(folder: Folder, ranks: Ranks, step: int, like: Any, threads: int) -> tuple[Any, int]:
+class _Agreed:
+    """Nothing is changed on any rank where something does not fit on one. Ranks ask each other once: one of them may
+    have to turn to another tier afterwards, of which the others know nothing."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks, self._asked = ranks, False
+
+    def on(self, fault: HoldallError | None) -> None:
+        if self._asked:
+            if fault is not None:
+                raise fault
+            return
+        self._asked = True
+
+        def decide(said: Sequence[Any]) -> list[None]:
+            bad = [f"rank {r}: {s}" for r, s in enumerate(said) if s is not None]
+            if bad:
+                raise HoldallError(bad[0])
+            return [None] * len(said)
+
+        try:
+            self.ranks.together(None if fault is None else str(fault), decide, "it compares states")
+        except HoldallError as failed:
+            raise fault or failed from None
+
+
+def _load(folder: Folder, agreed: _Agreed, step: int, like: Any, threads: int) -> tuple[Any, int]:
+    ranks = agreed.ranks
     told, url = folder.read(step)
     path = f"{folder.url}/{step}.checkpoint"
     try:
@@ -153,7 +181,7 @@ def _load(folder: Folder, ranks: Ranks, step: int, like: Any, threads: int) -> t
             found = _checked(like, tree, shard)
         except HoldallError as failed:
             unfit = failed
-        _agreed(unfit, ranks)
+        agreed.on(unfit)
         return _filled(like, tree, found, shard, threads), shard.read_bytes
 
 
@@ -162,21 +190,6 @@ def _checked(like: Any, tree: Any, shard: Shard) -> list[Pair]:
         return pairs(like, tree)
     except (KeyError, AttributeError, IndexError, StopIteration) as fault:
         raise CorruptArtefact(shard.url, f"its tree is not one ({fault})") from None
-
-
-def _agreed(fault: HoldallError | None, ranks: Ranks) -> None:
-    """Nothing is changed on any rank where something does not fit on one."""
-
-    def decide(said: Sequence[Any]) -> list[None]:
-        bad = [f"rank {r}: {s}" for r, s in enumerate(said) if s is not None]
-        if bad:
-            raise HoldallError(bad[0])
-        return [None] * len(said)
-
-    try:
-        ranks.together(None if fault is None else str(fault), decide, "it compares states")
-    except HoldallError as failed:
-        raise fault or failed from None
 
 
 def _filled(like: Any, tree: Any, found: list[Pair], shard: Shard, threads: int) -> Any:

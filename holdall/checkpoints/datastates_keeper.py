@@ -44,7 +44,8 @@ class Kept(Keeper):
         self.near = Folder(nearer, recipe.full_name()) if nearer else far
         self.far = far if nearer else None
         self.chunk = max(BLOCK, min(recipe.chunk, self.limit // 4) // BLOCK * BLOCK)
-        self._ring = Ring(self.limit, pinned(self.limit))
+        room = BLOCK if recipe.how == "fork" else self.limit  # a child writes its own image
+        self._ring = Ring(room, pinned(room))
         self._committer = Committer(self.near, self.far, ranks.twin(), recipe.keep)
         commit = self._committer
         self._flow = Flow(self._ring, self.chunk, recipe.rate, recipe.direct, commit.begin, commit.commit)

@@ -90,7 +90,13 @@ def read_torch(url: str) -> Any:
 def write_torch(state: Any, url: str) -> None:
     """A file for `torch.load(..., weights_only=True)`, whole or not at all."""
     with atomic_write(url) as f:
-        torch.save(state, _Plain(f))
+        plain = _Plain(f)
+        try:
+            torch.save(state, plain)
+        except RuntimeError:  # torch says that it wrote too little, and not why
+            if plain.fault is None:
+                raise
+            raise plain.fault from None
         f.publish()
 
 
@@ -99,9 +105,14 @@ class _Plain:
 
     def __init__(self, f: atomic_write):
         self._file = f
+        self.fault: OSError | None = None
 
     def write(self, piece: Any) -> int:
-        self._file.write(piece)
+        try:
+            self._file.write(piece)
+        except OSError as fault:
+            self.fault = self.fault or fault
+            raise
         return len(piece)
 
     def flush(self) -> None:

@@ -403,6 +403,26 @@ def test_a_rank_that_hangs_is_named_in_time(tmp_path):
     assert kind is RankLost and "rank 1 has said nothing for 0.3 s" in said and took < 1.4
 
 
+@pytest.mark.parametrize("at", [9, -4000])
+def test_one_ranks_torn_local_file_holds_up_no_other(at, tmp_path):
+    """Found while it is opened, and only when all its bytes were read: after the ranks agreed to be filled."""
+
+    def work(ranks):
+        with DataStates(tier=str(tmp_path / "near")).open(str(tmp_path / "far"), "1MB", ranks=ranks) as kept:
+            kept.save(1, {"w": torch.full((9, 9), 1.0 + ranks.rank)}, wait=True)
+            if ranks.rank:
+                file = next((tmp_path / "near").glob("1-*.data/1.hold"))
+                raw = bytearray(file.read_bytes())
+                raw[at] ^= 255
+                file.write_bytes(raw)
+            ranks.together(None, lambda said: said)
+            like = {"w": torch.zeros(9, 9)}
+            kept.load(like=like)
+            return like["w"][0, 0].item()
+
+    assert Hall(2, patience=3).run(work) == [1.0, 2.0]
+
+
 def test_the_local_tier_comes_first_and_stands_in_for_the_far_one(trained, tmp_path, monkeypatch):
     url, real, gate = "memory://datastates/run", datastates_commit.Folder.send, threading.Event()
 

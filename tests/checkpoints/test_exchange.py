@@ -1,5 +1,6 @@
 """States from and to safetensors, torch.distributed.checkpoint and torch.save; hostile pickles do nothing."""
 
+import errno
 import os
 import pickle
 import warnings
@@ -50,6 +51,16 @@ def test_torch_files(tmp_path):
     (tmp_path / "torn.pt").write_bytes((tmp_path / "ours.pt").read_bytes()[:3000])
     with pytest.raises(CorruptArtefact):
         exchange.read(str(tmp_path / "torn.pt"))
+
+
+def test_a_full_disk_is_told_as_one(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(exchange.atomic_write, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        exchange.write_torch(state(), str(tmp_path / "a.pt"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_torch_distributed_checkpoints(tmp_path):
