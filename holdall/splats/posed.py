@@ -19,6 +19,7 @@ from holdall.errors import BadInput
 from holdall.files import open_reader
 from holdall.places import is_file, is_folder
 from holdall.splats.camera import Camera
+from holdall.splats.formats.bounded import brief
 from holdall.splats.posed_colmap import matched, model_of, sparse_folder
 from holdall.splats.posed_photos import Photos, Points, size_of
 
@@ -143,7 +144,7 @@ def _table(text: str) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as fault:
-        raise BadInput("transforms.json", text[:40], f"JSON ({fault})") from fault
+        raise BadInput("transforms.json", text[:40], f"JSON ({brief(fault)})") from fault
     frames = table.get("frames") if isinstance(table, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(f, dict) for f in frames):
         raise BadInput("transforms.json", text[:40], 'a table with "frames" of cameras')

@@ -13,6 +13,7 @@ import numpy as np
 
 from holdall.errors import BadInput, CorruptArtefact
 from holdall.files import open_reader
+from holdall.splats.formats.bounded import brief
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,7 +96,7 @@ class Photos:
                 clear = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
                 pixels = np.asarray(picture.convert("RGBA" if clear else "RGB"))
         except (OSError, ValueError, SyntaxError, EOFError) as fault:
-            raise CorruptArtefact(path, f"it is no whole picture ({fault})") from fault
+            raise CorruptArtefact(path, f"it is no whole picture ({brief(fault)})") from fault
         if pixels.shape[:2] != (camera.height, camera.width):
             told = f"{path} of {pixels.shape[1]} x {pixels.shape[0]}"
             raise BadInput("photograph", told, f"{camera.width} x {camera.height}, as its camera has")
@@ -119,9 +120,9 @@ def size_of(path: str) -> tuple[int, int]:
             except (OSError, SyntaxError):  # a long profile may stand before what is looked for
                 found, mode = _told(Image, file.read(0, file.size))
         except Image.DecompressionBombError as fault:
-            raise BadInput("photograph", f"{path} ({fault})", f"at most {_PIXELS:,} pixels") from fault
+            raise BadInput("photograph", f"{path} ({brief(fault)})", f"at most {_PIXELS:,} pixels") from fault
         except (OSError, ValueError, SyntaxError, EOFError) as fault:
-            raise CorruptArtefact(path, f"it is no picture ({fault})") from fault
+            raise CorruptArtefact(path, f"it is no picture ({brief(fault)})") from fault
     if found[0] * found[1] > _PIXELS:
         raise BadInput("photograph", f"{path} of {found[0]} x {found[1]}", f"at most {_PIXELS:,} pixels")
     if mode not in _MODES:

@@ -14,6 +14,11 @@ _RATIO, _FREE = 64, 4 << 20
 _REST = 1 << 20  # bytes that may follow what is read of a gzip stream: extensions that are not read
 
 
+def brief(fault: BaseException) -> str:
+    """What a library said, in a few words: some quote half of the file."""
+    return " ".join(str(fault).split())[:100]
+
+
 def believed(claimed: int, packed: int, name: str) -> int:
     """`claimed` bytes, if a file of `packed` bytes can honestly hold them."""
     most = max(_FREE, _RATIO * packed)
@@ -54,7 +59,7 @@ class Gunzip:
         try:
             piece = self._stream.decompress(self._rest, most)
         except zlib.error as fault:
-            raise CorruptArtefact(self.name, f"its gzip stream is broken ({fault})") from fault
+            raise CorruptArtefact(self.name, f"its gzip stream is broken ({brief(fault)})") from fault
         self._rest = self._stream.unconsumed_tail
         return piece
 
@@ -69,7 +74,7 @@ def unzstd(raw: bytes, count: int, name: str) -> bytes:
             raise CorruptArtefact(name, f"a stream of {told:,} bytes where {count:,} are needed")
         found: bytes = zstandard.ZstdDecompressor().decompress(raw, max_output_size=count) if count else b""
     except zstandard.ZstdError as fault:
-        raise CorruptArtefact(name, f"a zstd stream is broken ({fault})") from fault
+        raise CorruptArtefact(name, f"a zstd stream is broken ({brief(fault)})") from fault
     if len(found) != count:
         raise CorruptArtefact(name, f"a stream of {len(found):,} bytes where {count:,} are needed")
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdall.errors import BadInput, CorruptArtefact
-from holdall.splats.formats.bounded import believed
+from holdall.splats.formats.bounded import believed, brief
 from holdall.splats.formats.values import logits, whole_four, with_first
 from holdall.splats.scene import Scene
 
@@ -37,7 +37,7 @@ def zipped(raw: bytes, where: str) -> Get:
     try:
         archive = zipfile.ZipFile(io.BytesIO(raw))
     except _ZIP_FAULTS as fault:
-        raise CorruptArtefact(where, f"its zip archive is broken ({fault})") from fault
+        raise CorruptArtefact(where, f"its zip archive is broken ({brief(fault)})") from fault
 
     most = max(len(raw), _META_BYTES)  # pictures do not become smaller by zipping
 
@@ -46,7 +46,7 @@ def zipped(raw: bytes, where: str) -> Get:
             with archive.open(name) as member:
                 found = member.read(most + 1)
         except _ZIP_FAULTS as fault:
-            raise CorruptArtefact(where, f"{name} in it cannot be read ({fault})") from fault
+            raise CorruptArtefact(where, f"{name} in it cannot be read ({brief(fault)})") from fault
         if len(found) > most:
             raise CorruptArtefact(where, f"{name} in it is larger than {most:,} bytes")
         return found
@@ -58,7 +58,7 @@ def read(get: Get, where: str) -> Scene:
     try:
         meta = json.loads(get(META))
     except (ValueError, RecursionError) as fault:
-        raise CorruptArtefact(where, f"its {META} is no JSON ({fault})") from fault
+        raise CorruptArtefact(where, f"its {META} is no JSON ({brief(fault)})") from fault
     table = _Table(meta, get, where)
     version = table.told("version", default=1)
     if version not in (1, 2):
@@ -222,7 +222,7 @@ def _decoded(raw: bytes, where: str) -> NDArray[Any]:
         with Image.open(io.BytesIO(raw), formats=["WEBP"]) as picture:
             pixels = np.asarray(picture.convert("RGBA"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        raise CorruptArtefact(where, f"it is no whole WebP picture ({fault})") from fault
+        raise CorruptArtefact(where, f"it is no whole WebP picture ({brief(fault)})") from fault
     if pixels.shape != (high, wide, 4):
         raise CorruptArtefact(
             where, f"a picture of {pixels.shape[1]} x {pixels.shape[0]} that claims {wide} x {high}"

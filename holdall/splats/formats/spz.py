@@ -160,7 +160,7 @@ def _rotations(words: NDArray[Any]) -> NDArray[Any]:
 def pieces(scene: Scene, version: int = 3) -> Iterator[bytes]:
     """The file. Version 3 by default: readers of version 4 take it too, and many take no other."""
     n, degree = len(scene), scene.degree
-    reach = float(np.abs(scene.means).max())
+    reach = float(np.abs(scene.means).max(initial=0))
     bits = min(_FINEST, 23 - max(0, int(np.floor(np.log2(max(reach * 1.0000001, 1)))) + 1))
     if bits < 0:
         raise BadInput(
