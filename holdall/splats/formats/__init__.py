@@ -1,7 +1,7 @@
 """Files of scenes: which they are, how they are read and how they are written.
 
     scene = read("scene.ply")          # .ply, compressed .ply, .splat, .spz, .sog; a path or URL
-    write(scene, "scene.spz")          # by the ending: .ply, .compressed.ply, .splat, .spz
+    write(scene, "scene.spz")          # by the ending, of the same five
 
 Every reader checks what a file claims against its size before it allocates, and gives a scene that can be drawn or
 one line that says what is wrong: BadInput for a file of another sort, CorruptArtefact for a damaged one.
@@ -18,7 +18,7 @@ import numpy as np
 from holdall.errors import BadInput
 from holdall.files import atomic_write, open_reader
 from holdall.places import is_file, is_folder
-from holdall.splats.formats import chunked, ply, sog, splat, spz
+from holdall.splats.formats import chunked, pictures, ply, sog, splat, spz
 
 if TYPE_CHECKING:
     from holdall.files import Reader
@@ -32,6 +32,7 @@ _WRITERS: dict[str, Callable[[Scene], Iterator[bytes]]] = {
     ".ply": ply.pieces,
     ".splat": splat.pieces,
     ".spz": spz.pieces,
+    ".sog": pictures.pieces,
 }
 _HEAD = 64 << 10
 _WORDS_OF_SOG = (b'"means"', b'"quats"', b'"sh0"')

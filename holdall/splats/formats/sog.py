@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 META = "meta.json"
 _META_BYTES = 4 << 20
-_ACROSS = 64  # centroids in a row of their picture
+ACROSS = 64  # centroids in a row of their picture
 _ZIP_FAULTS = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError, OSError, ValueError, struct.error,
     IndexError, KeyError,
@@ -116,10 +116,10 @@ def _first(table: _Table, n: int, arrays: dict[str, Any]) -> Scene:
     rest = None
     if table.meta.get("shN"):
         wide, high = table.picture("shN", 0).shape[1::-1]
-        k = wide // _ACROSS
+        k = wide // ACROSS
         if k not in (3, 8, 15):
             raise CorruptArtefact(table.where, f"a palette of harmonics {wide} pixels wide")
-        rest = even("shN", table.palette(n, k, _ACROSS * high), None)
+        rest = even("shN", table.palette(n, k, ACROSS * high), None)
     return Scene(
         **arrays,
         scales=even("scales", table.plane("scales", 0, n)[:, :3], 3),
@@ -182,7 +182,7 @@ class _Table:
     def palette(self, n: int, k: int, count: int) -> NDArray[Any]:
         """uint8 [n, k, 3]: each Gaussian's row of the palette of harmonics."""
         picture = self.picture("shN", 0)
-        if picture.shape[1] != _ACROSS * k or picture.shape[0] * _ACROSS < count:
+        if picture.shape[1] != ACROSS * k or picture.shape[0] * ACROSS < count:
             raise CorruptArtefact(
                 self.where, f"a palette of {picture.shape[1::-1]} pixels for {count:,} of {k}"
             )
