@@ -188,9 +188,11 @@ def test_other_files_are_told_in_a_line(whole, tmp_path):
 def test_what_cannot_be_drawn_is_neither_read_nor_written(tmp_path, name, bad):
     scene = solids(40, degree=1)
     scene.arrays()[name].reshape(40, -1)[7] = bad
-    assert f"1 of 40 Gaussians with {name} of NaN or infinity" in outcome(
-        tmp_path / "f.ply", b"".join(ply.pieces(scene))
-    )
+    said = outcome(tmp_path / "f.ply", b"".join(ply.pieces(scene)))
+    if name == "opacities" and bad == np.inf:  # what converters from 8 bits write for an opacity of 1
+        assert said is None and read(str(tmp_path / "f.ply")).opacities[7] == pytest.approx(np.log(1019))
+    else:
+        assert f"1 of 40 Gaussians with {name} of NaN or infinity" in said
     for ending in ("ply", "compressed.ply", "splat", "spz", "sog"):
         with pytest.raises(BadInput, match="1 of 40"):
             write(scene, str(tmp_path / f"out.{ending}"))

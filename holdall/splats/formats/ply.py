@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdall.errors import BadInput, CorruptArtefact
-from holdall.splats.formats.values import channels_first, channels_last, with_first
+from holdall.splats.formats.values import channels_first, channels_last, logits, with_first
 from holdall.splats.scene import Scene
 
 if TYPE_CHECKING:
@@ -125,8 +125,14 @@ def read(file: Reader, parts: dict[str, Element]) -> Scene:
         for name in ("means", "scales", "quats", "opacities"):
             arrays[name][at] = columns(block, _NEEDED[name])
         arrays["sh"][at] = with_first(columns(block, _NEEDED["sh"]), channels_last(columns(block, rest)))
-    arrays["opacities"] = arrays["opacities"][:, 0]
+    arrays["opacities"] = _drawn(arrays["opacities"][:, 0])
     return Scene(**arrays)
+
+
+def _drawn(opacities: NDArray[Any]) -> NDArray[Any]:
+    """Converters from 8 bits write infinities for opacities of 0 and 1; they become the ends of `logits`."""
+    ends = logits(np.array([0, 255]))
+    return np.where(np.isinf(opacities), np.where(opacities < 0, *ends), opacities)
 
 
 def rest_names(names: tuple[str, ...], where: str) -> list[str]:
