@@ -31,7 +31,7 @@ BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vec
 	@$(PIP) -e '.[bench]'
 	@touch $@
 
-bench-vectors bench-vectors_curves bench-vectors_tenants: .venv/ready-bench
+bench-vectors bench-vectors_curves bench-vectors_tenants bench-training_optimizers: .venv/ready-bench
 
 demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py

@@ -6,6 +6,7 @@ smollm2: SmolLM2-135M in fp32 with AdamW and --tokens a step, each arm in a proc
 resident memory of the whole process from the moment the model is built. adam: the fused update beside torch's,
 in turns. fuyou: overlap and bytes with a throttled disk. swap: a sweep of kept activations and the planner's choice.
 kill: a process killed at random moments. offload: a throttled link, copies beside backward, late updates, the planner.
+late: losses of late updates beside those that come at once.
 Results are merged into results/training_offload.json.
 """
 
@@ -27,6 +28,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import small_gpt
 
 from holdall.memory import return_early
 from holdall.report import provenance
@@ -328,11 +332,33 @@ def offload(folder: str) -> None:
     )
 
 
+def late(folder: str, steps: int = 200, seeds: int = 3) -> None:
+    """What it costs in loss that updates come one step late from step 40 on: a GPT on real text."""
+    found: dict[str, list[float]] = {}
+    batches = [list(small_gpt.windows(TEXT.decode(), steps, 8, 96, seed)) for seed in range(seeds)]
+    for name, knobs in (
+        ("at once", {}),
+        ("late from step 40", {"delay": 40}),
+        ("late from the start", {"delay": 0}),
+    ):
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            model = small_gpt.GPT(d=128, layers=4, heads=4, context=96)
+            run = Run(model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True))
+            with ZeROOffload(weights="float32", **knobs).open(run) as trainee:
+                losses = [trainee.step(x) for x in batches[seed]]
+            found.setdefault(name, []).append(sum(losses[-20:]) / 20)
+    base = found["at once"]
+    for name, each in found.items():
+        off = [a / b - 1 for a, b in zip(each, base, strict=True)]
+        keep("late", name, {"steps": steps, "loss": sum(each) / seeds, "worst off": max(off, key=abs)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default="smollm2,adam,fuyou,swap,kill,offload")
+    parser.add_argument("--parts", default="smollm2,adam,fuyou,swap,kill,offload,late")
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--arm")
     parser.add_argument("--steps", type=int, default=4)
@@ -342,7 +368,7 @@ def main() -> None:
     if args.arm:
         smollm2_arm(args.arm, args.steps, args.tokens)
         return
-    acts = {"fuyou": fuyou, "swap": swap, "kill": kill, "offload": offload}
+    acts = {"fuyou": fuyou, "swap": swap, "kill": kill, "offload": offload, "late": late}
     for part in args.parts.split(","):
         if part == "smollm2":
             smollm2(args.tokens)

@@ -12,6 +12,7 @@ WikiText-2 where it is, else the language reference of Python. Results are merge
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -40,6 +41,15 @@ KINDS = {
     "coat": lambda ps, lr: COATAdamW(ps, lr),
     "sgd_sai": lambda ps, lr: SGDSaI(ps, lr),
 }
+if importlib.util.find_spec("bitsandbytes"):
+
+    def bitsandbytes(ps: Any, lr: float) -> Any:
+        """The rival in 8 bits; imported where it is measured, as its libraries are its own."""
+        import bitsandbytes as rival
+
+        return rival.optim.AdamW8bit(ps, lr)
+
+    KINDS["bitsandbytes AdamW8bit"] = bitsandbytes
 
 
 def keep(part: str, name: str, row: dict[str, Any]) -> None:
@@ -105,7 +115,9 @@ def times() -> None:
     model = parts.large()
     model(*next(small_gpt.windows(parts.text(), 1, 4, 128))).backward()
     made = {}
-    for name in ("AdamW fused", "coat", "sgd_sai", "SGD momentum, fused"):
+    for name in ("AdamW fused", "coat", "sgd_sai", "SGD momentum, fused", "bitsandbytes AdamW8bit"):
+        if name not in KINDS:
+            continue
         own = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
         for p, q in zip(own, model.parameters(), strict=True):
             p.grad = q.grad

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from holdall.errors import BadInput
+from holdall.memory import release
 from holdall.meter import Meter
 from holdall.optional import lazy
 from holdall.training.base import Run
@@ -58,11 +59,10 @@ def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
     gradients = sum(p.nbytes for p in trained)
     count = rows(batch)
     few = sorted({max(1, count // 4), max(1, count // 2), count} if count < 4 else {count // 4, count // 2})
-    found = [(n, *_rehearsed(run, part(batch, n), loss, count / n)) for n in few[:2]]
-    some, passing, seconds, saved = found[-1]
-    if len(found) == 2:
-        first, low, *_ = found[0]
-        passing += round(max(0, passing - low) / (some - first) * (count - some))
+    found = [(n, _rehearsed(run, part(batch, n), loss, count / n)) for n in few[:2]]
+    (first, low), (some, high) = found[0], found[-1]
+    more = (count - some) / max(some - first, 1)
+    passing = max(round(b + max(0, b - a) * more) for a, b in zip(low.peaks, high.peaks, strict=True))
     return Facts(
         parameters=sum(p.numel() for p in run.model.parameters()),
         weights=sum(held.values()),
@@ -70,8 +70,8 @@ def facts(run: Run, batch: Any, loss: Callable[[Any, Any], Any]) -> Facts:
         states=states_of(run.optimizer),
         updating=_updating(run.optimizer, trained),
         passing=passing,
-        activations=round(saved * count / some),
-        seconds=seconds * count / some,
+        activations=round(high.saved * count / some),
+        seconds=high.seconds * count / some,
     )
 
 
@@ -140,31 +140,57 @@ def _counted(model: Any, least: float) -> Iterator[dict[int, int]]:
             hook.remove()
 
 
-def _rehearsed(run: Run, batch: Any, loss: Callable[[Any, Any], Any], parts: float) -> tuple[int, float, int]:
-    """(the most that is held above what was before, seconds, bytes saved) of forward and backward with the `parts`-th
-    part of a batch."""
+@dataclass(frozen=True)
+class _Rehearsed:
+    """Of forward and backward with a part of a batch. peaks: the most that was held above what was before, with all
+    gradients and without them. A small part peaks where gradients have come, a large one where activations are: each
+    grows evenly, their maximum does not. saved: bytes that may wait."""
+
+    peaks: tuple[int, int]
+    seconds: float
+    saved: int
+
+
+def _rehearsed(run: Run, batch: Any, loss: Callable[[Any, Any], Any], parts: float) -> _Rehearsed:
+    """With the `parts`-th part of a batch."""
     model = run.model
     grads = {p: p.grad for p in model.parameters()}
     kept = [b.clone() for b in model.buffers()]
     try:
         with torch.random.fork_rng():
-            for p in grads:
-                p.grad = None
+            _let_go(grads)
             with _counted(model, _LARGE / parts) as saved:
                 loss(model, batch).backward()  # and what libraries take at first is not the run's
-            for p in grads:
-                p.grad = None
+            _let_go(grads)
             with Meter() as meter:
-                value = loss(model, batch)
-                value.backward()
-                del value
+                _passed(model, batch, loss)
+            _let_go(grads)
+            hooks = [
+                p.register_post_accumulate_grad_hook(lambda p: _let_go([p])) for p in grads if p.requires_grad
+            ]
+            with Meter() as without:
+                _passed(model, batch, loss)
+            for hook in hooks:
+                hook.remove()
     finally:
         with torch.no_grad():
             for b, was in zip(model.buffers(), kept, strict=True):
                 b.copy_(was)
         for p, grad in grads.items():
             p.grad = grad
-    return (meter.gpu_peak_bytes or meter.peak_bytes), meter.seconds, sum(saved.values())
+    peaks = [m.gpu_peak_bytes or m.peak_bytes for m in (meter, without)]
+    return _Rehearsed((peaks[0], peaks[1]), meter.seconds, sum(saved.values()))
+
+
+def _passed(model: Any, batch: Any, loss: Callable[[Any, Any], Any]) -> None:
+    value = loss(model, batch)
+    value.backward()
+
+
+def _let_go(params: Iterable[Any]) -> None:
+    for p in params:
+        p.grad = None
+    release()
 
 
 def rows(batch: Any) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from holdall.budget import Budget
 from holdall.errors import BadInput, BudgetError, human_bytes
 from holdall.kinds import Spend
-from holdall.memory import return_early
+from holdall.memory import release, return_early
 from holdall.optional import lazy
 from holdall.parts.losses import default_loss
 from holdall.training.base import Run, Trainee, TrainingRuntime
@@ -80,6 +80,7 @@ def fit_training(
     batch, loader = _first(loader)
     run = Run(model, optimizer, loss)
     told = facts(run, batch, loss or default_loss)
+    release()  # what the rehearsal left in small pieces
     asked = Budget.parse(budget)
     limit = told.plain if asked is None else asked.limit(told.plain, told.parameters)
     way = next((w for w in ways(run, told, limit, lossy) if w.predicted <= limit), None)

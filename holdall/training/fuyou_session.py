@@ -54,6 +54,7 @@ class Fuyoued(Trainee):
             self._pager.staying = set()
             for block in pageable:
                 self._pager.release(block)
+        if memory.limit is not None:
             return_early()  # else what blocks leave stays with this process
         self._handles = [
             p.register_post_accumulate_grad_hook(self._hook(group, n))
