@@ -50,8 +50,8 @@ def read(file: Reader, parts: dict[str, Element]) -> Scene:
     rest = None
     if sh is not None:
         names = rest_names(sh.names, file.name)
-        steps = columns(sh.rows(file, 0, n), names)
-        rest = channels_last(8 * _unit(steps) - 4)
+        steps = columns(sh.rows(file, 0, n), names).astype(np.uint8)
+        rest = _harmonics()[channels_last(steps)]
     return Scene(
         means=_within(columns(spans, _PLACES)[of], _elevens(words["packed_position"])),
         scales=_within(columns(spans, _SCALES)[of], _elevens(words["packed_scale"])),
@@ -83,10 +83,11 @@ def _fits(name: str, chunk: Element | None, vertex: Element, sh: Element | None)
             )
 
 
-def _unit(steps: NDArray[Any]) -> NDArray[Any]:
-    """0 to 1: the end bytes are the ends, the others the middles of their 256ths."""
-    inside = (steps.astype(np.float64) + 0.5) / 256
-    return np.where(steps == 0, 0.0, np.where(steps == 255, 1.0, inside))
+def _harmonics() -> NDArray[Any]:
+    """Of each byte, -4 to 4: the end bytes are the ends, the others the middles of their 256ths."""
+    inside = (np.arange(256) + 0.5) / 256
+    inside[[0, 255]] = 0, 1
+    return (8 * inside - 4).astype(np.float32)
 
 
 def _within(ends: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from holdall.files import Reader
 
 _HEADER = 64 << 10  # bytes in which the header must end
-_ROWS = 32 << 10  # read and written at a time
+_ROWS = 8 << 10  # read and written at a time
 _TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
     "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",

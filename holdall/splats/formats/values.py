@@ -77,9 +77,9 @@ def channels_last(flat: NDArray[Any]) -> NDArray[Any]:
 
 
 def with_first(dc: NDArray[Any], rest: NDArray[Any] | None = None) -> NDArray[Any]:
-    """sh [N, K, 3] from its first coefficients [N, 3] and the others [N, K-1, 3]."""
-    first = dc[:, None, :]
-    return first if rest is None else np.concatenate([first, rest], 1)
+    """sh float32 [N, K, 3] from its first coefficients [N, 3] and the others [N, K-1, 3]."""
+    first = dc[:, None, :].astype(np.float32)
+    return first if rest is None else np.concatenate([first, rest], 1, dtype=np.float32)
 
 
 def by_nearness(means: NDArray[Any]) -> NDArray[Any]:
