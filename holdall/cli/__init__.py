@@ -22,6 +22,7 @@ from holdall.cli import (
     methods,
     pack,
     plan,
+    render,
     run,
     search,
     serve,
@@ -29,6 +30,7 @@ from holdall.cli import (
     train_plan,
     unpack,
     verify,
+    view,
 )
 from holdall.errors import HoldallError
 
@@ -42,7 +44,7 @@ app = typer.Typer(
 )
 for _verb in (
     pack, unpack, plan, train_plan, info, verify, run, serve, adapters, cache, grep, index, search, measure, methods,
-    show,
+    show, view, render,
 ):  # fmt: skip
     _verb.register(app)
 
