@@ -108,6 +108,15 @@ def test_compressed_ply_within_its_chunks(scene, tmp_path):
     assert turn(found, scene).max() < 0.2
 
 
+def test_harmonics_of_compressed_ply_reach_their_ends(tmp_path):
+    """-4 and 4 come back as they are, 0 a 64th beside it: what the format's own readers make of bytes 0, 255 and 128."""
+    scene = solids(3, degree=1)
+    scene.sh[:, 1:, 0] = np.array([-4, 4, 0])[:, None]
+    write(scene, str(tmp_path / "s.compressed.ply"))
+    found = in_order_of(read(str(tmp_path / "s.compressed.ply")), scene)
+    np.testing.assert_array_equal(found.sh[:, 1:, 0], np.repeat([[-4], [4], [1 / 64]], 3, 1))
+
+
 def test_smallest_three_gives_rotations_back():
     quats = np.concatenate([np.random.default_rng(0).standard_normal((50, 4)), 1e-30 * np.eye(4), -np.eye(4)])
     unit = quats / np.linalg.norm(quats, axis=1, keepdims=True)
