@@ -109,7 +109,7 @@ def test_compressed_ply_within_its_chunks(scene, tmp_path):
 
 
 def test_harmonics_of_compressed_ply_reach_their_ends(tmp_path):
-    """-4 and 4 come back as they are, 0 a 64th beside it: what the format's own readers make of bytes 0, 255 and 128."""
+    """-4 and 4 come back as they are, 0 a 64th beside it: what readers make of bytes 0, 255 and 128."""
     scene = solids(3, degree=1)
     scene.sh[:, 1:, 0] = np.array([-4, 4, 0])[:, None]
     write(scene, str(tmp_path / "s.compressed.ply"))
