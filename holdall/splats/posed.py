@@ -38,6 +38,7 @@ _MODELS = (
     "OPENCV",
 )  # names that transforms.json uses for a lens that may be straight
 _MOST = 256 << 20  # bytes of a table
+_FAR = 1e9  # from here on numbers are no places and no pixels
 
 Size = Callable[[str], tuple[int, int]]  # (name of a photograph) -> its width and height
 
@@ -60,6 +61,7 @@ def read_photos(
     """Photographs and cameras of a folder (NeRF's or COLMAP's) or a transforms.json; a path or URL.
 
     hold_back: of the photographs in the order of their names, the first and then each of so many is held out; 0: none.
+    A photograph that is the only one is learnt from.
     A folder with transforms_train.json and transforms_test.json has its split already, and that is kept.
     background: what shows behind pictures that are partly clear, red, green and blue from 0 to 1.
     memory: bytes of decoded pictures that are kept, at 3 bytes a pixel; the longest unused ones go first.
@@ -84,7 +86,7 @@ def read_photos(
     if apart:
         held_out = [i for i, path in enumerate(paths) if path in apart]
     else:
-        held_out = list(range(0, len(paths), hold_back)) if hold_back else []
+        held_out = list(range(0, len(paths), hold_back)) if hold_back and len(paths) > 1 else []
     return Photos(folder, paths, [views[p] for p in paths], held_out, background, memory, points)
 
 
@@ -184,7 +186,7 @@ def _number(told: Mapping[str, Any], key: str, name: str) -> float | None:
     found = told.get(key)
     if found is None:
         return None
-    if type(found) not in (int, float) or not abs(found) < 1e9:
+    if type(found) not in (int, float) or not abs(found) < _FAR:
         raise BadInput("camera", f"{name}, whose {key} is {str(found)[:40]}", "a number")
     return float(found)
 
@@ -205,8 +207,10 @@ def _inverse(matrix: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
         pose = np.array(matrix, dtype=np.float64)[:3, :4]
     except (TypeError, ValueError, IndexError, OverflowError) as fault:
         raise BadInput("camera", f"{name}, with no transform_matrix of numbers", "one of 4 x 4") from fault
-    if pose.shape != (3, 4) or not np.isfinite(pose).all():
-        raise BadInput("camera", f"{name}, with a transform_matrix of {pose.shape}", "finite numbers, 4 x 4")
+    if pose.shape != (3, 4) or not (np.abs(pose) < _FAR).all():
+        raise BadInput(
+            "camera", f"{name}, with a transform_matrix of {pose.shape}", f"numbers below {_FAR:g}, 4 x 4"
+        )
     turn = pose[:, :3] * [1, -1, -1]
     if np.abs(turn.T @ turn - np.eye(3)).max() > 1e-3 or np.linalg.det(turn) < 0:
         raise BadInput(

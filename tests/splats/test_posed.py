@@ -171,3 +171,32 @@ def test_photographs_that_do_not_fit(lego, tmp_path):
         read_photos(str(lego))
     with pytest.raises(BadInput, match="sparse/0"):
         read_photos(str(lego / "shots"))
+
+
+def test_an_altered_table_is_cameras_or_one_line():
+    """Characters of a table replaced, and values of other sorts put into it."""
+    rng, refused, text = np.random.default_rng(0), 0, json.dumps(table(w=12, h=9, fl_x=20.0, k1=0))
+    odd = [None, True, [], {}, "x", -1, 0, 10**400, 1e-320, math.nan, math.inf, [[1]], [1e308] * 4]
+    for k in range(400):
+        if k % 2:
+            whole = json.loads(text)
+            into = (whole, whole["frames"][2], whole["frames"][0]["transform_matrix"])[k // 2 % 3]
+            keys = list(into) if isinstance(into, dict) else range(4)
+            into[keys[rng.integers(len(keys))]] = odd[rng.integers(len(odd))]
+            made = json.dumps(whole)
+        else:
+            letters = list(text)
+            for at in rng.integers(0, len(text), 2):
+                letters[at] = '0123456789.-eE{}[],:nt "'[rng.integers(24)]
+            made = "".join(letters)
+        try:
+            assert cameras_of(made)
+        except BadInput as told:
+            refused += 1
+            assert "\n" not in str(told) and len(str(told)) < 500
+    assert 100 < refused < 400
+
+
+def test_one_photograph_alone_is_learnt_from(lego):
+    (lego / "transforms.json").write_text(json.dumps(table() | {"frames": table()["frames"][:1]}))
+    assert read_photos(str(lego / "transforms.json")).train == (0,)
