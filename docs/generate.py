@@ -44,6 +44,8 @@ VERBS = (
     "measure",
     "methods",
     "show",
+    "view",
+    "render",
 )
 
 

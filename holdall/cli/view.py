@@ -44,8 +44,18 @@ def view(scenes: Scenes, port: Port = 0, no_open: NoOpen = False, up: Up = None,
             print(json_module.dumps({"url": server.url, "scenes": list(scenes)}), flush=True)
         else:
             print(f"{' and '.join(s.name for s in shown)}: {server.url}  Ctrl-C stops", flush=True)
-        if not no_open:
+        if not no_open and _has_screen():
             import webbrowser
 
             webbrowser.open(server.url)
         server.serve_forever()
+
+
+def _has_screen() -> bool:
+    """On a machine without one, a browser of the terminal would take the terminal."""
+    import os
+    import sys
+
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )

@@ -22,7 +22,7 @@ UPS = {
 }
 USUAL_UP = "-y"  # of scenes that come without cameras: training from COLMAP's poses leaves y pointing down
 DEGREES = 50.0  # from top to bottom of a picture
-_AWAY = 2.4  # radii, from which a ball of 50 degrees fills the picture
+_AWAY = 2.0  # radii of the box's ball, which the scene itself hardly ever fills
 _ABOVE = 0.3  # of the direction, upwards
 
 

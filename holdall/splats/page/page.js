@@ -1,6 +1,7 @@
 // The page: one camera, one or two scenes, and what is measured of them.
 import { Camera } from './camera.js';
 import { psnr } from './compare.js';
+import { decibels, figures } from './figures.js';
 import { divider, keys, pointers } from './hands.js';
 import { got, records } from './load.js';
 import { Painter } from './paint.js';
@@ -8,7 +9,6 @@ import { Painter } from './paint.js';
 const SHADERS = ['splat.vert', 'splat.frag', 'both.vert', 'both.frag'];
 const GAIN = 8; // of the difference
 const REST = 300; // milliseconds without a change until PSNR is measured
-const SAME = 120; // dB: quality.py's for equal pictures
 const DENSEST = 2; // pixels of the canvas a pixel of the page
 
 const by = (id) => document.getElementById(id);
@@ -47,6 +47,8 @@ function sorted(scene, { order }) {
 function changed() {
   if (!painter || !scenes.length) return;
   scenes.forEach(sort);
+  facts.here = null;
+  by('here').textContent = 'measured when it rests';
   draw();
 }
 
@@ -105,17 +107,15 @@ function rate(milliseconds) {
 
 // Both scenes whole, from here, compared.
 function measure() {
-  if (working()) return;
+  if (working()) {
+    timer = setTimeout(measure, REST);
+    return;
+  }
   const view = camera.seen(painter.width, painter.height);
   scenes.forEach((s, i) => paint(s, i, view, 0, painter.width));
   const found = psnr(...painter.pictures.map((p) => painter.pixels(p)), ground());
   by('here').textContent = decibels(found);
   facts.here = found;
-}
-
-function decibels({ whole, object }) {
-  const say = (x) => (x === null ? 'none' : x >= SAME ? 'no difference' : `${x.toFixed(2)} dB`);
-  return `${say(whole)} (object ${say(object)})`;
 }
 
 const wish = {
@@ -170,19 +170,6 @@ function resize() {
   changed();
 }
 
-function figures() {
-  by('names').textContent = facts.scenes.map((s) => s.name).join('  and  ');
-  const first = facts.scenes[0].bytes;
-  for (const { name, bytes, count, degree } of facts.scenes) {
-    const row = by('scenes').insertRow();
-    const share = facts.scenes.length > 1 && bytes !== first ? ` (${((100 * bytes) / first).toFixed(1)} %)` : '';
-    const colour = degree ? `harmonics to degree ${degree}` : 'same from all sides';
-    for (const text of [name, bytes.toLocaleString('en') + share, count.toLocaleString('en'), colour]) {
-      row.insertCell().textContent = text;
-    }
-  }
-}
-
 // PSNR by Holdall's own rasteriser comes when it is ready.
 async function fixed() {
   const told = await (await got('quality.json')).json();
@@ -193,7 +180,8 @@ async function fixed() {
 
 async function start() {
   facts = await (await got('scenes.json')).json();
-  figures();
+  by('names').textContent = facts.scenes.map((s) => s.name).join('  and  ');
+  figures(by('scenes'), facts.scenes);
   const texts = await Promise.all(SHADERS.map(async (name) => (await got(name)).text()));
   painter = new Painter(canvas, Object.fromEntries(SHADERS.map((name, i) => [name, texts[i]])));
   canvas.addEventListener('webglcontextlost', () => fault('the GPU gave up (too little memory?): load the page again'));
