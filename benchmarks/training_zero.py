@@ -13,6 +13,7 @@ results/training_zero.json.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import multiprocessing
 import os
@@ -96,7 +97,9 @@ def started(args: argparse.Namespace) -> tuple[nn.Module, torch.optim.Optimizer]
 
 def tokens(args: argparse.Namespace) -> torch.Tensor:
     """Words of a text, the commonest by number, all others as one."""
-    given = Path(args.text).read_text(errors="replace").split()
+    own = sorted(Path(inspect.__file__).parent.glob("[a-d]*.py"))  # the standard library's own source
+    files = [Path(args.text)] if args.text else own
+    given = " ".join(p.read_text(errors="replace") for p in files).split()
     order: dict[str, int] = {}
     return torch.tensor(
         [order.setdefault(w, min(len(order), 8191)) for w in given[: args.steps * 12 * 65 + 65]]
@@ -439,7 +442,7 @@ def main() -> None:
     parser.add_argument("--stages", default="0,1,2,3", help="for equal and limit")
     parser.add_argument("--counts", default="1,2,3,4", help="of workers, for equal")
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--text", default=str(Path(__file__).parents[1] / "docs" / "decisions.md"))
+    parser.add_argument("--text", help="a file of text")
     args = parser.parse_args()
     started(argparse.Namespace(width=8, layers=1))[1].step()  # imports of torch's own, before anything forks
     for part in args.parts.split(","):

@@ -66,26 +66,33 @@ def fit_training(
     *,
     loss: Callable[[Any, Any], Any] | None = None,
     lossy: bool = False,
+    clip: float = 0.0,
+    accumulate: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> Fitted:
     """The same run in that much memory of a process; BudgetError with the least where nothing would do.
 
     The first batch of the loader is rehearsed on (parts of it, forward and backward), and of what fits by that the
     fastest is taken: torch alone; ZeRO, where torch.distributed is initialised; activations on disk; all on disk.
-    lossy: states in 8 bits may be taken too. loss: as `Run` has it. say: where the line about the choice goes (stderr).
+    lossy: states in 8 bits may be taken too. loss: as `Run` has it. clip: the largest norm of all gradients (0: any);
+    accumulate: backward passes of an update. Leave both to this: where gradients are used within backward, clipping
+    in the loop would find none. say: where the line about the choice goes (stderr).
 
         model, optimizer, loader = fit_training(model, optimizer, loader, budget="6GB")
     """
     return_early()  # what is freed goes back at once: otherwise a process stays as large as it ever was
     batch, loader = _first(loader)
+    if not clip >= 0 or accumulate < 1:
+        raise BadInput("fit_training", f"clip {clip}, accumulate {accumulate}", "clip >= 0, accumulate >= 1")
     run = Run(model, optimizer, loss)
     told = facts(run, batch, loss or default_loss)
     release()  # what the rehearsal left in small pieces
     asked = Budget.parse(budget)
     limit = told.plain if asked is None else asked.limit(told.plain, told.parameters)
-    way = next((w for w in ways(run, told, limit, lossy) if w.predicted <= limit), None)
+    tried = list(ways(run, told, limit, lossy, clip, accumulate))
+    way = next((w for w in tried if w.predicted <= limit), None)
     if way is None:
-        least = min(w.predicted for w in ways(run, told, limit, lossy))
+        least = min(w.predicted for w in tried)
         raise BudgetError(limit, least, who="fit_training", why="of all ways that were tried")
     fitted = Fitted((model, optimizer, loader))
     if way.method is not None:
@@ -97,26 +104,32 @@ def fit_training(
             fitted.hooks = within(model, saver.saving)
     elif not way.exact:
         fitted = Fitted((model, coated(optimizer), loader))
+    if clip and not hasattr(way.method, "clip"):
+        fitted.hooks += (_clipped(fitted[1], clip),)
     fitted.way, fitted.facts = way, told
     line = f"torch alone would hold {human_bytes(told.plain)}, {human_bytes(limit)} are allowed: {way.name}"
     line += f", about {human_bytes(way.predicted)}" + (
         "" if way.exact else "; losses differ in the third digit"
     )
+    if hasattr(way.method, "clip"):
+        line += "; gradients are used within backward: clip by clip=, not in the loop"
     (say or _stderr)(f"fit_training: {line}")
     return fitted
 
 
-def ways(run: Run, told: Facts, limit: int, lossy: bool) -> Iterator[Way]:
+def ways(
+    run: Run, told: Facts, limit: int, lossy: bool, clip: float = 0.0, accumulate: int = 1
+) -> Iterator[Way]:
     """The fastest first."""
     yield Way("torch alone", None, told.plain)
-    yield from _spread(told)
+    yield from _spread(told, clip)
     if lossy and type(run.optimizer).__name__ == "AdamW":
         saved = round(told.states * (1 - _COAT))
         yield Way("training.coat (moments in 8 bits)", None, told.plain - saved, exact=False)
-    yield from _on_disk(run, told, limit)
+    yield from _on_disk(run, told, limit, clip, accumulate)
 
 
-def _spread(told: Facts) -> Iterator[Way]:
+def _spread(told: Facts, clip: float) -> Iterator[Way]:
     """ZeRO, where there are workers to spread states over."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -128,7 +141,7 @@ def _spread(told: Facts) -> Iterator[Way]:
         states = told.states // n
         gradients = told.gradients // (n if stage >= 2 else 1)
         weights = told.weights // (n if stage == 3 else 1)
-        recipe = ZeRO(stage=stage)
+        recipe = ZeRO(stage=stage, clip=clip)
         buckets = 3 * 4 * recipe.bucket
         size = states + weights + max(told.passing, gradients + buckets) if stage < 2 else (
             states + weights + gradients + rest + buckets
@@ -136,7 +149,7 @@ def _spread(told: Facts) -> Iterator[Way]:
         yield Way(f"training.zero (stage {stage} of {n} workers)", recipe, size)
 
 
-def _on_disk(run: Run, told: Facts, limit: int) -> Iterator[Way]:
+def _on_disk(run: Run, told: Facts, limit: int, clip: float, accumulate: int) -> Iterator[Way]:
     from holdall.training.fuyou import Fuyou
     from holdall.training.fuyou_memory import shared_out
     from holdall.training.ssdtrain import SSDTrain
@@ -146,11 +159,22 @@ def _on_disk(run: Run, told: Facts, limit: int) -> Iterator[Way]:
     least = told.weights + told.states + beside + 2 * recipe.window  # once for what its first step takes
     yield Way("training.ssdtrain (activations on disk)", recipe, max(least, min(limit, told.plain)))
     if type(run.optimizer).__name__ == "AdamW":
+        fuyou = Fuyou(clip=clip, accumulate=accumulate)
         try:
-            shared_out(Fuyou(), run, limit)
-            yield Way("training.fuyou (states, and what else does not fit, on disk)", Fuyou(), limit)
+            shared_out(fuyou, run, limit)
+            yield Way("training.fuyou (states, and what else does not fit, on disk)", fuyou, limit)
         except BudgetError as fault:
-            yield Way("training.fuyou", Fuyou(), int(fault.least))
+            yield Way("training.fuyou", fuyou, int(fault.least))
+
+
+def _clipped(optimizer: Any, most: float) -> Any:
+    """A hook that does what `clip_grad_norm_` would do in the loop, right before each step."""
+    params = [p for g in optimizer.param_groups for p in g["params"]]
+    return optimizer.register_step_pre_hook(lambda *_: _clip(params, most))
+
+
+def _clip(params: list[Any], most: float) -> None:
+    torch.nn.utils.clip_grad_norm_(params, most)
 
 
 def coated(optimizer: Any) -> Any:

@@ -75,7 +75,7 @@ class Fuyou(TrainingRuntime):
     overlap: bool = knob(True, "update during the backward pass", other=False, changes="traffic")
     piece: int = knob(2 << 20, "parameters that are updated at a time", other=1 << 16, changes="traffic")
     ahead: int = knob(
-        1, "blocks whose parameters are read early", other=0, at={"budget": "60%"}, changes="traffic"
+        1, "blocks whose parameters are read early", other=0, at={"budget": "75%"}, changes="traffic"
     )
     swap: float | None = knob(
         None, "share of inner activations that is kept; None: as planned", other=0.0, changes="traffic"
@@ -124,9 +124,10 @@ class Fuyou(TrainingRuntime):
     @classmethod
     def rehearsal(cls) -> tuple[Run, Sequence[Any]]:
         torch.manual_seed(0)
-        layers = [torch.nn.Sequential(torch.nn.Linear(384, 384), torch.nn.GELU()) for _ in range(6)]
+        sizes = [(256, 256)] * 6 + [(256, 2048), (2048, 256)]  # pieces of the last ones outweigh all states
+        layers = [torch.nn.Sequential(torch.nn.Linear(a, b), torch.nn.GELU()) for a, b in sizes]
         model = torch.nn.Sequential(*layers)
-        batches = [(torch.randn(16, 384), torch.randn(16, 384)) for _ in range(4)]
+        batches = [(torch.randn(16, 256), torch.randn(16, 256)) for _ in range(4)]
         run = Run(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
         for p in (
             model.parameters()

@@ -146,6 +146,9 @@ class Fuyoued(Trainee):
 
     def _hook(self, group: Group, n: int) -> Any:
         def came(_p: Any) -> None:
+            if group in self._submitted:
+                got = "a gradient of what was updated already"
+                raise BadInput("backward", got, "optimizer.step() first, or Fuyou(accumulate=...)")
             group.counts[n] += 1
             if min(group.counts) >= self.recipe.accumulate:
                 self._ready(group)

@@ -94,6 +94,35 @@ def test_what_is_away_reads_as_nan_and_comes_back():
     assert weights(model).equal(before)
 
 
+def test_clipping_and_accumulation_are_done_where_gradients_are(needed):
+    """In the loop there would be none left to clip where they are used within backward."""
+
+    def looped(model, optimizer, loader, clip=0.0):
+        torch.manual_seed(2)
+        for i, batch in enumerate(loader):
+            (default_loss(model, batch) / 2).backward()
+            if i % 2:
+                if clip:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    looped(*(plain := made()), batches(), clip=0.01)
+    for budget in ("1GB", needed.plain * 3 // 4):
+        model, optimizer = made()
+        with fit_training(
+            model, optimizer, batches(), budget, clip=0.01, accumulate=2, say=lambda _: None
+        ) as fitted:
+            assert (fitted.session is None) == (budget == "1GB")
+            looped(*fitted)
+        assert weights(model).equal(weights(plain[0]))
+    with (
+        fit_training(*made(), batches(), needed.plain * 3 // 4, say=lambda _: None) as fitted,
+        pytest.raises(BadInput, match=r"optimizer\.step\(\) first.*accumulate"),
+    ):
+        looped(*fitted)
+
+
 def test_activations_alone_go_to_disk_where_that_is_enough():
     alone("only_activations")
 
