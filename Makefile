@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
 TRAINING := fitting zero optimizers offload ssdtrain gather
-CHECKPOINTS := training bytecheckpoint
+CHECKPOINTS := training bytecheckpoint kills
 BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants \
 	$(addprefix training_,$(TRAINING)) checkpoints $(addprefix checkpoints_,$(CHECKPOINTS))
 
