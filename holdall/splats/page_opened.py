@@ -53,7 +53,9 @@ def _unpacked(url: str) -> Scene:
     method = method_of(packed, url)
     if method.room != "splats":
         raise BadInput("scene", f"{url}, which holds something of the room {method.room}", "a packed scene")
-    found: Scene = method.decode(packed)
+    found = method.decode(packed)
+    if not isinstance(found, Scene):
+        raise BadInput("scene", f"{url}, which holds {type(found).__name__}", "a scene that stands still")
     return found
 
 
