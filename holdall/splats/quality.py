@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOORS: tuple[str, ...] = ("splats.none", "splats.random", "splats.opacity")
-UNITS = {"psnr": "dB", "object_psnr": "dB", "pack_seconds": "s", "unpack_seconds": "s", "bytes_per_gaussian": "B"}
+UNITS = {
+    "psnr": "dB",
+    "object_psnr": "dB",
+    "pack_seconds": "s",
+    "unpack_seconds": "s",
+    "bytes_per_gaussian": "B",
+}
 WHITE = (1.0, 1.0, 1.0)
 APART = 0.5  # of the golden angle: where views are held out, between those that methods may look from
 _SEEN = 0.1  # of opacity: what counts as a pixel of the object
@@ -75,7 +81,10 @@ def loss(x: Scene, y: Scene) -> float:
     total, seen = 0.0, 0
     for a, b in zip(pictures(x, cameras), pictures(y, cameras), strict=True):
         mask = np.maximum(a.alpha, b.alpha) > _SEEN
-        total += float(((np.clip(a.colour, 0, 1) - np.clip(b.colour, 0, 1))[mask].astype(np.float64) ** 2).sum()) / 3
+        total += (
+            float(((np.clip(a.colour, 0, 1) - np.clip(b.colour, 0, 1))[mask].astype(np.float64) ** 2).sum())
+            / 3
+        )
         seen += int(mask.sum())
     return total / seen if seen else 0.0
 
@@ -161,4 +170,6 @@ def measure(
     row |= likeness(pictures(x, cameras), pictures(back, cameras))
     first = {"bytes": x.nbytes, "bytes_per_gaussian": x.nbytes / len(x), "gaussians": len(x)}
     told = provenance(method=method.to_dict(), budget=str(budget), on=where or "solids(6000, degree=2)")
-    return Report({"float32": first, method.full_name(): row}, baseline="float32", units=UNITS, provenance=told)
+    return Report(
+        {"float32": first, method.full_name(): row}, baseline="float32", units=UNITS, provenance=told
+    )

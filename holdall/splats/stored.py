@@ -32,7 +32,7 @@ def _plain(scene: Scene) -> dict[str, NDArray[Any]]:
 
 def scene_of(packed: Packed, dtype: type[np.generic]) -> Scene:
     """From sections of that type; CorruptArtefact for others."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name in NAMES:
         if name not in packed.arrays:
             raise CorruptArtefact("a scene", f"it has no {name}")
@@ -49,7 +49,9 @@ def scene_of(packed: Packed, dtype: type[np.generic]) -> Scene:
     return Scene(**arrays)
 
 
-def most_that_fit(count: int, limit: int | None, share: float, made: Callable[[int], Packed], who: str) -> Packed:
+def most_that_fit(
+    count: int, limit: int | None, share: float, made: Callable[[int], Packed], who: str
+) -> Packed:
     """Of `made(kept)` the one with most kept; without a limit a share is kept."""
     if limit is None:
         return made(max(1, int(share * count)))
