@@ -64,7 +64,7 @@ def drawn(scene: Scene, camera: Camera, background: Colour = (0, 0, 0)) -> NDArr
     """uint8 [height, width, 3]."""
     from holdall.splats.raster import render
 
-    colour = render(scene, camera, np.asarray(background, np.float32)).colour
+    colour = render(scene, camera, background).colour
     return np.rint(255 * np.clip(colour, 0, 1)).astype(np.uint8)
 
 
