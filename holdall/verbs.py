@@ -30,7 +30,10 @@ def codec_for(url: str) -> Codec:
         if known:
             found: Codec = next((c for c in known if c.usual), known[0])()
             return found
-    wanted = "a log, or a model (GGUF, safetensors, Hugging Face folder); or name a method with --with"
+    wanted = (
+        "a log, a scene (.ply, .splat, .spz, .sog) or a model (GGUF, safetensors, Hugging Face folder); "
+        "or name a method with --with"
+    )
     raise BadInput("file", url, wanted)
 
 

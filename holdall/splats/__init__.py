@@ -1,6 +1,10 @@
 """3D Gaussian scenes: made small, and seen beside the original."""
 
 from holdall.splats.camera import Camera
+from holdall.splats.coded import Coded
+from holdall.splats.none import Nothing
+from holdall.splats.opacity import Opacity
+from holdall.splats.random import Random
 from holdall.splats.scene import Scene
 
-__all__ = ["Camera", "Scene"]
+__all__ = ["Camera", "Coded", "Nothing", "Opacity", "Random", "Scene"]

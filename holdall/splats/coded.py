@@ -19,7 +19,7 @@ _ALLOWED = 0.987  # of a budget is aimed at
 _NEAR = 0.98  # of a budget is good enough
 _CLOSE = 0.005  # of a quality asked for is good enough
 _FINEST, _COARSEST = 1e-7, 1e3  # dials
-_ROUNDS = 14
+_ROUNDS, _SAME = 14, 3e-3  # of a search; dials that are one
 _STARTS = 0.004
 _LARGE, _RUNS, _RUN = 40_000, 5, 2000  # Gaussians; runs of them that stand for the whole
 
@@ -162,11 +162,12 @@ class _Trial:
     def psnr(self) -> float:
         """Of the last one, on the object, from views between those that it was weighed by."""
         from holdall.splats.coded_weights import views
-        from holdall.splats.quality import likeness, pictures
+        from holdall.splats.quality import object_psnr, pictures
 
-        cameras = views(self.scene, max(2, self.recipe.views // 3), self.recipe.width, turn=0.25)
+        wide = self.recipe.width * 3 // 2  # larger, since errors show more there
+        cameras = views(self.scene, max(2, self.recipe.views // 3), wide, turn=0.25)
         self.truth = self.truth or pictures(self.scene, cameras)
-        return likeness(self.truth, pictures(self.back, cameras))["object_psnr"]
+        return object_psnr(self.truth, pictures(self.back, cameras))
 
 
 def _search(
@@ -176,21 +177,20 @@ def _search(
 
     Straight lines through the last two results, in logarithms, inside of what is known to be too much or too little.
     """
-    small, large, at = np.log(_FINEST), np.log(_COARSEST), np.log(start)
-    slope, last, best = -0.3, (at, 0.0), (np.inf, start)
+    first, last = float(np.log(_FINEST)), float(np.log(_COARSEST))
+    small, large, at = first, last, float(np.log(start))
+    slope, before, best = -0.3, (at, 0.0), (np.inf, start)
     for turn in range(_ROUNDS):
         value = measure(float(np.exp(at)))
         off = sign * float(np.log(value / goal))
         best = min(best, (abs(off), float(np.exp(at))))
-        if low <= value <= high:
-            break
         small, large = (at, large) if off > 0 else (small, at)
-        if turn and at != last[0]:
-            slope = min(-0.05, (off - last[1]) / (at - last[0]))
-        last = at, off
-        at = at + float(np.clip(-off / slope, -3, 3))
-        if not small < at < large:
-            at = (small + large) / 2
-        if large - small < 1e-7:
+        if low <= value <= high or large - small < _SAME or (turn and at == before[0]):
             break
+        if turn:
+            slope = min(-0.05, (off - before[1]) / (at - before[0]))
+        before = at, off
+        at = float(np.clip(at - np.clip(off / slope, -3, 3), first, last))
+        if (at <= small and small > first) or (at >= large and large < last):
+            at = (small + large) / 2
     return best[1]

@@ -94,22 +94,30 @@ def psnr(error: float) -> float:
     return float(min(_BEST, -10 * np.log10(error))) if error > 0 else _BEST
 
 
+def object_psnr(truth: Sequence[Any], shown: Sequence[Any]) -> float:
+    """Of the pixels where the true scene is, in pictures of the same views."""
+    error, seen = 0.0, 0
+    for a, b in zip(truth, shown, strict=True):
+        mask = a.alpha > _SEEN
+        error += float(((_cut(a) - _cut(b))[mask] ** 2).sum()) / 3
+        seen += int(mask.sum())
+    return psnr(error / max(1, seen))
+
+
 def likeness(truth: Sequence[Any], shown: Sequence[Any]) -> dict[str, float]:
     """psnr of all pixels, object_psnr of those where the true scene is, ssim; of pictures of the same views."""
-    whole, objects, seen, structure = [], 0.0, 0, []
-    for a, b in zip(truth, shown, strict=True):
-        one, two = (np.clip(p.colour, 0, 1).astype(np.float64) for p in (a, b))
-        square = ((one - two) ** 2).mean(2)
-        mask = a.alpha > _SEEN
-        whole.append(square.mean())
-        objects += float(square[mask].sum())
-        seen += int(mask.sum())
-        structure.append(ssim(one, two))
+    pairs = [(_cut(a), _cut(b)) for a, b in zip(truth, shown, strict=True)]
     return {
-        "psnr": psnr(float(np.mean(whole))),
-        "object_psnr": psnr(objects / max(1, seen)),
-        "ssim": float(np.mean(structure)),
+        "psnr": psnr(float(np.mean([((a - b) ** 2).mean() for a, b in pairs]))),
+        "object_psnr": object_psnr(truth, shown),
+        "ssim": float(np.mean([ssim(a, b) for a, b in pairs])),
     }
+
+
+def _cut(picture: Any) -> NDArray[Any]:
+    """Its colours as a screen shows them."""
+    found: NDArray[Any] = np.clip(picture.colour, 0, 1).astype(np.float64)
+    return found
 
 
 def ssim(a: NDArray[Any], b: NDArray[Any]) -> float:
