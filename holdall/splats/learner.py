@@ -183,6 +183,6 @@ def beginning(points: Any, colours: Any, degree: int = 0) -> Scene:
     near = cKDTree(points).query(points, k=min(4, n))[0].reshape(n, -1)[:, 1:]
     size = np.sqrt(np.maximum((near**2).mean(1) if n > 1 else np.ones(n), 1e-7))
     sh = ((np.asarray(colours, np.float32) - 0.5) / C0)[:, None]
-    quats = np.tile(np.float32([1, 0, 0, 0]), (n, 1))
+    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1))
     fresh = Scene(points, np.log(size)[:, None].repeat(3, 1), quats, np.full(n, math.log(0.1 / 0.9)), sh)
     return fresh.with_degree(degree)
