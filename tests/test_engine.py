@@ -197,12 +197,12 @@ def measured_peak(path: str, memory: int, share: str, letters: int) -> dict[str,
 @pytest.mark.slow
 @pytest.mark.parametrize("share", ["all", "25%"])
 def test_a_real_process_keeps_the_memory_it_was_given(share: str) -> None:
-    """At the very least that the engine itself names, with a prompt of a thousand tokens."""
-    measured_peak("smollm2", 1_000_000, share, 4000)  # compiles what no process here has compiled yet
-    least = measured_peak("smollm2", 1_000_000, share, 4000)["least"]
+    """At the very least that the engine itself names, with a prompt of six hundred tokens."""
+    measured_peak("smollm2", 1_000_000, share, 2600)  # compiles what no process here has compiled yet
+    least = measured_peak("smollm2", 1_000_000, share, 2600)["least"]
     memory = int(least) + 2_000_000  # its own tokenizer may weigh a little more the next time
-    told = measured_peak("smollm2", memory, share, 4000)
-    assert told["prompt_tokens"] > 800
+    told = measured_peak("smollm2", memory, share, 2600)
+    assert told["prompt_tokens"] > 500
     assert 538_000_000 < told["peak"] <= memory
 
 
