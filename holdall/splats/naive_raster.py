@@ -79,11 +79,11 @@ def _projected(means: Tensor, scales: Tensor, quats: Tensor, camera: Camera) -> 
     project = torch.stack(
         [camera.fx / z, zero, -camera.fx * tx / z, zero, camera.fy / z, -camera.fy * ty / z], 1
     ).reshape(-1, 2, 3)
-    spread = project @ turn @ _rotations(quats) * torch.exp(scales)[:, None]  # [N, 2, 3]
+    spread = project @ turn @ naive_turns(quats) * torch.exp(scales)[:, None]  # [N, 2, 3]
     return place, spread @ spread.mT + _LOW_PASS * torch.eye(2).to(means), depth
 
 
-def _rotations(quats: Tensor) -> Tensor:
+def naive_turns(quats: Tensor) -> Tensor:
     w, x, y, z = (quats / quats.norm(dim=1, keepdim=True)).unbind(1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),

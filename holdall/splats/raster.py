@@ -29,13 +29,15 @@ __all__ = ["Drawn", "render", "significance"]
 class Drawn:
     """colour float32 [H, W, 3], over the background; alpha float32 [H, W], what hides it.
 
-    counts: pixels computed, Gaussians laid into tiles, Gaussians in the lists of tiles. flat: for a way back, if kept.
+    counts: pixels computed, Gaussians laid into tiles, Gaussians in the lists of tiles. For a way back, if kept: flat,
+    and left [H, W], the light that reaches the background.
     """
 
     colour: NDArray[Any]
     alpha: NDArray[Any]
     counts: tuple[int, int, int]
     flat: Flat | None = None
+    left: NDArray[Any] | None = None
 
 
 def render(
@@ -60,4 +62,4 @@ def render(
 
     over(rows, job, threads)
     done, laid, listed = counts.sum(0).tolist()
-    return Drawn(picture, 1 - left, (done, laid, listed), flat if keep else None)
+    return Drawn(picture, 1 - left, (done, laid, listed), flat if keep else None, left if keep else None)

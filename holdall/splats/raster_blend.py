@@ -1,7 +1,8 @@
-"""Blending of one row of tiles, from the front to the back (numba, eight pixels at once).
+"""Blending of one row of tiles, from the front to the back (numba, a line of a tile at once).
 
-Each Gaussian is computed only over the pixels between the edges of its ellipse on each line. A pixel whose light is
-used up keeps what is left of it as a negative number, so that no branch is needed to pass it by.
+A Gaussian is computed on whole lines of a tile, those that its ellipse touches: on an AVX-512 core a line costs one
+instruction of each kind, and to find the pixels between the ellipse's edges costs more than it saves. A pixel whose
+light is used up keeps what is left of it as a negative number, so that no branch is needed to pass it by.
 """
 
 from __future__ import annotations
@@ -17,90 +18,86 @@ from holdall.splats.raster_project import LEAST, SIDE
 from holdall.splats.raster_tiles import in_row
 
 F = np.float32
-WIDE = 8
-LINE = SIDE + WIDE  # floats of a tile's line: lanes may hang over its end
-PLANE = LINE * SIDE
+PLANE = SIDE * SIDE
 _DARK = F(1e-4)  # light that is not worth following
 MOST = F(0.99)  # opacity of one Gaussian in one pixel
 _LEAST = F(LEAST)
 _FAR = F(-20)  # of powers of two: far below what is drawn
 _LOG2 = 1 / math.log(2)
-_CHECK = 16  # Gaussians between looks at which lines are dark
+CHECK = 16  # Gaussians between looks at whether a tile is dark
 
 
 @njit(inline="always")
-def line(flat: Any, i: Any, y: Any) -> Any:
-    """(middle of the ellipse on that line, half its width or less than 0, its exponent there)."""
-    down = y + 0.5 - flat[i, 1]
-    fallen = flat[i, 4] * down * down
-    rest = flat[i, 6] - fallen
-    return flat[i, 0] - flat[i, 2] * down, (math.sqrt(rest / flat[i, 3]) if rest >= 0 else -1.0), fallen, down
+def shapes(flat: Any, i: Any, x0: Any, y0: Any, high: Any) -> Any:
+    """What `spot` needs of a Gaussian in a tile: (first and last line that it touches, bend, opacity, the first pixel's
+    way from the middle, lean, fall, the first line's way from the middle). Exponents are of two."""
+    tall = math.sqrt(flat[i, 6] / flat[i, 4])
+    down = y0 + 0.5 - flat[i, 1]
+    first = math.ceil(max(-down - tall, 0.0))
+    last = math.floor(min(-down + tall, high - 1.0))
+    bend, fall = F(-_LOG2 * flat[i, 3]), -_LOG2 * flat[i, 4]
+    return first, last, bend, F(flat[i, 5]), x0 + 0.5 - flat[i, 0], flat[i, 2], fall, down + first
 
 
 @njit(inline="always")
-def alphas(off: Any, bend: Any, fallen: Any, opacity: Any) -> Any:
-    """(opacities of eight pixels at distances `off` from the middle of their line, exponentials)."""
-    power = fma(off * off, bend, fallen)
-    held = power_of_two(select(power >= _FAR, power, _FAR))
-    alpha = held * opacity
-    return select(alpha < MOST, alpha, MOST), held
+def spot(x: Any, lean: Any, fall: Any, down: Any, bend: Any, opacity: Any) -> Any:
+    """(opacities of a line of pixels, what they were before they were held down, ways from the line's middle)."""
+    off = count() + F(x + lean * down)
+    power = fma(off * off, bend, spread(F(fall * down * down)))
+    free = power_of_two(select(power >= _FAR, power, _FAR)) * opacity
+    return select(free < MOST, free, MOST), free, off
 
 
 @njit(inline="always")
 def lit(light: Any, alpha: Any) -> Any:
     """(what of the light each pixel takes from a Gaussian, the light after it)."""
-    after = light * (F(1) - alpha)
-    seen, bright = alpha >= _LEAST, after >= _DARK
-    taken = select(seen & bright, alpha * light, F(0))
-    return taken, select(seen, select(bright, after, negative(light)), light)
+    shown = select(alpha >= _LEAST, alpha, F(0))
+    after = light * (F(1) - shown)
+    bright = after >= _DARK
+    return select(bright, shown * light, F(0)), select(bright, after, negative(light))
+
+
+@njit(inline="always")
+def lines_of(count: Any) -> Any:
+    """float32 [count * SIDE], each line within one line of the cache."""
+    room = np.empty(count * SIDE + SIDE, np.float32)
+    skip = (-room.ctypes.data % 64) // 4
+    return room[skip : skip + count * SIDE]
 
 
 @njit(inline="always")
 def fresh(light: Any, wide: Any, high: Any) -> None:
     """Light of a tile before its first Gaussian: 1 on pixels of the picture, used up elsewhere."""
     for y in range(SIDE):
-        for x in range(LINE):
-            light[y * LINE + x] = F(1) if x < wide and y < high else F(-1)
+        for x in range(SIDE):
+            light[y * SIDE + x] = F(1) if x < wide and y < high else F(-1)
 
 
 @njit(inline="always")
-def looked(light: Any, bright: Any, high: Any) -> Any:
-    """Mark the lines with light; whether there are any."""
-    any_line = False
-    for y in range(high):
-        at = y * LINE
-        bright[y] = some(load(light, at) >= F(0)) or some(load(light, at + WIDE) >= F(0))
-        any_line = any_line or bright[y]
-    return any_line
+def bright(light: Any) -> Any:
+    """Whether any pixel of a tile has light."""
+    most = load(light, 0)
+    for y in range(1, SIDE):
+        line = load(light, y * SIDE)
+        most = select(line >= most, line, most)
+    return some(most >= F(0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _lay(flat: Any, colour: Any, i: Any, x0: Any, y0: Any, size: Any, bright: Any, tile: Any) -> Any:
-    """One Gaussian into a tile [4 planes: light, red, green, blue]; pixels computed."""
-    tall = math.sqrt(flat[i, 6] / flat[i, 4])
-    first = max(0, math.ceil(max(flat[i, 1] - tall - 0.5 - y0, 0.0)))
-    last = min(size[1] - 1, math.floor(min(flat[i, 1] + tall - 0.5 - y0, 16.0)))
-    bend, opacity = F(-_LOG2 * flat[i, 3]), F(flat[i, 5])
+@njit(inline="always")
+def _lay(flat: Any, colour: Any, i: Any, x0: Any, y0: Any, high: Any, tile: Any) -> Any:
+    """One Gaussian into a tile [4 planes: light, red, green, blue]; lines computed."""
+    first, last, bend, opacity, x, lean, fall, down = shapes(flat, i, x0, y0, high)
     red, green, blue = colour[i, 0], colour[i, 1], colour[i, 2]
-    done = 0
     for y in range(first, last + 1):
-        if not bright[y]:
-            continue
-        middle, half, fallen, _ = line(flat, i, y0 + y)
-        middle -= x0 + 0.5
-        left = math.ceil(max(middle - half, 0.0))
-        right = math.floor(min(middle + half, size[0] - 1.0))
-        fell, off = F(-_LOG2 * fallen), F(left - middle)
-        for at in range(y * LINE + left, y * LINE + right + 1, WIDE):
-            alpha, _ = alphas(count() + off, bend, spread(fell), opacity)
-            off += F(WIDE)
-            taken, light = lit(load(tile, at), alpha)
-            store(tile, at, light)
-            store(tile, at + PLANE, fma(taken, red, load(tile, at + PLANE)))
-            store(tile, at + 2 * PLANE, fma(taken, green, load(tile, at + 2 * PLANE)))
-            store(tile, at + 3 * PLANE, fma(taken, blue, load(tile, at + 3 * PLANE)))
-            done += WIDE
-    return done
+        at = y * SIDE
+        alpha, _, _ = spot(x, lean, fall, down, bend, opacity)
+        down += 1.0
+        taken, light = lit(load(tile, at), alpha)
+        store(tile, at, light)
+        store(tile, at + PLANE, fma(taken, red, load(tile, at + PLANE)))
+        store(tile, at + 2 * PLANE, fma(taken, green, load(tile, at + 2 * PLANE)))
+        store(tile, at + 3 * PLANE, fma(taken, blue, load(tile, at + 3 * PLANE)))
+    return last - first + 1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -114,7 +111,7 @@ def blend(
     height, width = left.shape
     wide = (width + SIDE - 1) // SIDE
     starts, held = in_row(flat, entries, row, wide, height)
-    tile, bright = np.empty(4 * PLANE, np.float32), np.empty(SIDE, np.bool_)
+    tile = lines_of(4 * SIDE)
     y0 = row * SIDE
     for t in range(wide):
         x0 = t * SIDE
@@ -123,13 +120,13 @@ def blend(
         fresh(tile, size[0], size[1])
         counts[2] += starts[t + 1] - starts[t]
         for k in range(starts[t], starts[t + 1]):
-            if (k - starts[t]) % _CHECK == 0 and not looked(tile, bright, size[1]):
+            if (k - starts[t]) % CHECK == 0 and not bright(tile):
                 break
-            counts[0] += _lay(flat, colour, entries[held[k]], x0, y0, size, bright, tile)
+            counts[0] += SIDE * _lay(flat, colour, entries[held[k]], x0, y0, size[1], tile)
             counts[1] += 1
         for y in range(size[1]):
             for x in range(size[0]):
-                at = y * LINE + x
+                at = y * SIDE + x
                 rest = abs(tile[at])
                 left[y0 + y, x0 + x] = rest
                 for c in range(3):

@@ -19,7 +19,7 @@ from holdall.splats.scene import Scene
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PART = 8192  # Gaussians that a thread projects at a time
+PART = 8192  # Gaussians that a thread projects at a time
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,22 @@ def flat_of(scene: Scene, camera: Camera, threads: int = 0) -> Flat:
     flat, depth, colour = np.empty((n, FLAT)), np.empty(n), np.empty((n, 4), np.float32)
 
     def job(part: int) -> None:
-        span = part * _PART, min(n, (part + 1) * _PART)
+        span = part * PART, min(n, (part + 1) * PART)
         flatten(scene.means, scene.scales, scene.quats, scene.opacities, view, flat, depth, *span)
         colours(scene.means, scene.sh, depth, eye, colour, *span)
 
-    over(-(-n // _PART), job, threads)
+    over(-(-n // PART), job, threads)
     seen = np.flatnonzero(depth < np.inf)
-    which = seen[np.argsort(depth[seen], kind="stable")]
+    which = seen[_by_depth(depth[seen])]
     rows = flat[which]
     return Flat(which, rows, colour[which], *dealt(rows, -(-camera.height // SIDE)))
+
+
+def _by_depth(depth: NDArray[Any]) -> NDArray[Any]:
+    """A stable order; numpy's stable sort is four times slower than its other one, which is enough where none tie."""
+    order = np.argsort(depth)
+    ranked = depth[order]
+    return np.argsort(depth, kind="stable") if (ranked[1:] == ranked[:-1]).any() else order
 
 
 def over(count: int, job: Callable[[int], None], threads: int = 0) -> None:

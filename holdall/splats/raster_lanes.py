@@ -1,4 +1,4 @@
-"""Eight float32 at once inside of numba kernels: numba leaves short loops scalar, LLVM's own vectors are always SIMD.
+"""Sixteen float32 at once inside of numba kernels: numba leaves short loops scalar, LLVM's own vectors are always SIMD.
 
 `load`, `spread`, `+ - * /`, `fma`, `least`, `select`, `<`, `&`, `store`, `total` work on values that live in registers
 only. A scalar float32 beside lanes is spread over them.
@@ -16,11 +16,11 @@ from numba.core.typing import signature
 from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-WIDE = 8
+WIDE = 16
 _made: Any = intrinsic  # which hides from type checkers what it makes
 _POWERS = (1.0000001192092896, 0.6931469440460205, 0.24022120237350464, 0.05550713464617729, 0.009675540961325169,
            0.0013276468962430954)  # fmt: skip
-_FLOATS, _DOUBLES = ir.VectorType(ir.FloatType(), WIDE), ir.VectorType(ir.DoubleType(), WIDE)
+_FLOATS = ir.VectorType(ir.FloatType(), WIDE)
 
 
 class _Lanes(types.Type):
@@ -32,16 +32,11 @@ class _Mask(_Lanes):
     pass
 
 
-class _Doubles(_Lanes):
-    pass
-
-
-LANES, MASK, DOUBLES = _Lanes("Lanes"), _Mask("Mask"), _Doubles("Doubles")
+LANES, MASK = _Lanes("Lanes"), _Mask("Mask")
 _F32 = types.float32
 for _class, _held in (
     (_Lanes, _FLOATS),
     (_Mask, ir.VectorType(ir.IntType(1), WIDE)),
-    (_Doubles, _DOUBLES),
 ):
 
     class _Model(models.PrimitiveModel):
@@ -198,11 +193,19 @@ def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
 
 @_made
 def total(typing: Any, a: Any) -> Any:
-    """float64, summed from the first lane to the last."""
+    """The sum of all lanes, always by the same halves."""
 
     def made(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        wide = builder.fpext(args[0], _DOUBLES) if sig.args[0] == LANES else args[0]
-        zero = ir.Constant(ir.DoubleType(), 0.0)
-        return _call(builder, f"llvm.vector.reduce.fadd.v{WIDE}f64", ir.DoubleType(), [zero, wide])
+        whole, wide = args[0], WIDE
+        while wide > 1:
+            wide //= 2
+            parts = [
+                builder.shuffle_vector(
+                    whole, whole, ir.Constant(ir.VectorType(ir.IntType(32), wide), list(which))
+                )
+                for which in (range(wide), range(wide, 2 * wide))
+            ]
+            whole = builder.fadd(*parts)
+        return builder.extract_element(whole, ir.Constant(ir.IntType(32), 0))
 
-    return signature(types.float64, a), made
+    return signature(_F32, LANES), made
