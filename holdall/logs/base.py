@@ -56,7 +56,7 @@ class LogCodec(Codec):
 
     @classmethod
     def sniff(cls, url: str, head: bytes) -> bool:
-        if not head or head[:4] == b"GGUF" or b"\0" in head[:8192]:
+        if not head or head[:4] in (b"GGUF", b"ply\n", b"ply\r") or b"\0" in head[:8192]:
             return False
         known = PurePosixPath(url.lower().removesuffix(".1")).suffix in _NAMES
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:  # safetensors and .hold
