@@ -5,8 +5,10 @@ PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
 TRAINING := fitting zero optimizers offload ssdtrain gather
 CHECKPOINTS := training bytecheckpoint kills
+SPLATS := formats page
 BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants \
-	$(addprefix training_,$(TRAINING)) checkpoints $(addprefix checkpoints_,$(CHECKPOINTS))
+	$(addprefix training_,$(TRAINING)) checkpoints $(addprefix checkpoints_,$(CHECKPOINTS)) \
+	splats $(addprefix splats_,$(SPLATS))
 
 .PHONY: demo test lint format bench bench-training docs clean $(addprefix bench-,$(BENCHES))
 
@@ -55,6 +57,8 @@ bench-weights: $(addprefix bench-weights_,$(WEIGHTS))
 bench-training: $(addprefix bench-training_,$(TRAINING))
 
 bench-checkpoints: $(addprefix bench-checkpoints_,$(CHECKPOINTS))
+
+bench-splats: $(addprefix bench-splats_,$(SPLATS))
 
 $(addprefix bench-,$(BENCHES)): bench-%: .venv/ready-test
 	$(BIN)/python benchmarks/$*.py $(ARGS)
