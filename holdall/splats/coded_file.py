@@ -80,7 +80,7 @@ class _Writing(_Passes):
     def column(self, name: str, facts: Any, steps: Any, side: Any, groups: Any) -> np.ndarray:
         x = self.x
         values = {
-            "class": lambda: coded_layout.classed(x.seen),
+            "class": lambda: coded_layout.classed(x.seen, self.dial),
             "shape": lambda: np.concatenate([x.scales, x.alphas[:, None]], 1),
             "colour": lambda: x.colours,
         }[name]()
@@ -131,7 +131,7 @@ def write(x: Prepared, dial: float) -> tuple[np.ndarray, Scene, dict[str, int]]:
     low, cell = x.places.min(0), coded_layout.cell(x.places, x.scales, x.seen, dial)
     at = (x.places - low) / cell
     grid = np.floor(at).astype(np.int64)
-    order = np.lexsort((*coded_layout.classed(x.seen).T, keys(grid)))
+    order = np.lexsort((*coded_layout.classed(x.seen, dial).T, keys(grid)))
     x, grid, at = x.take(order), grid[order], at[order]
     bits = max(1, int(grid.max()).bit_length())
     work = _Writing(x, grid, dial)

@@ -17,6 +17,7 @@ CLASSES = 40
 _ROOT = np.array([1.0, 1.4142135623730951])
 # Steps of class 0 in dials: of logarithms of sizes, of opacities, of turns, of colours, of places (in sizes).
 SCALE, ALPHA, TURN, COLOUR, PLACE = 0.95, 0.8, 1.4, 3.0, 2.1
+ROUGHEST_COLOUR, ROUGHEST_FORM = 0.33, 0.6  # steps, before these factors
 FINER = 20  # bits of a place below the grid, at most
 _SINH = np.array(
     [
@@ -51,11 +52,16 @@ def halves(count: np.ndarray) -> np.ndarray:
     return np.ldexp(_ROOT[whole & 1], (whole >> 1).astype(np.int32))
 
 
-def classed(seen: np.ndarray) -> np.ndarray:
-    """[N, 2] classes, whole numbers, of logarithms to base 2 [N, 2]: two octaves each; the second less the first."""
-    first = np.clip(np.rint(seen[:, 0] / 2), _LEAST_CLASS, _LEAST_CLASS + CLASSES - 1)
-    second = np.clip(np.rint(seen[:, 1] / 2) - first, -_LESS, _LESS)
-    return np.stack([first - _LEAST_CLASS, second], 1)
+def classed(seen: np.ndarray, dial: float) -> np.ndarray:
+    """[N, 2] classes, whole numbers, of logarithms to base 2 [N, 2]: two octaves each; the second less the first.
+
+    None is so low that steps are rougher than a Gaussian's own size or a plain difference of colours: what hardly shows
+    where it is might show elsewhere.
+    """
+    rough = np.ceil(np.log2([dial / ROUGHEST_COLOUR, dial / ROUGHEST_FORM]))
+    found = np.maximum(np.rint(seen / 2), rough)
+    first = np.clip(found[:, 0], _LEAST_CLASS, _LEAST_CLASS + CLASSES - 1)
+    return np.stack([first - _LEAST_CLASS, np.clip(found[:, 1] - first, -_LESS, _LESS)], 1)
 
 
 def base(classes: np.ndarray, dial: float) -> np.ndarray:
@@ -95,7 +101,7 @@ def below(cell: float, dial: float) -> float:
 def cell(places: np.ndarray, scales: np.ndarray, seen: np.ndarray, dial: float) -> float:
     """The side of the grid's boxes: coarser than what most places ask for. Finer bits are said one by one."""
     size = scales @ (0.1, 0.3, 0.6) * 1.4426950408889634
-    asked = size - classed(seen).sum(1) - _LEAST_CLASS + np.log2(PLACE * dial)
+    asked = size - classed(seen, dial).sum(1) - _LEAST_CLASS + np.log2(PLACE * dial)
     wide = float((places.max(0) - places.min(0)).max())
     wanted = 2.0 ** float(np.clip(np.quantile(asked, 0.7), -60, 60))
     return float(np.float32(max(wanted, wide / ((1 << AXIS_BITS) - 2), 1e-12)))
