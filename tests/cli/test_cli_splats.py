@@ -63,6 +63,18 @@ def test_a_picture_and_a_film_of_a_turn(call: Call, ply: str, tmp_path: Path) ->
         assert np.abs(np.asarray(other).astype(float) - upright).mean() > 3
 
 
+def test_what_is_packed_is_drawn_as_what_it_was(call: Call, ply: str, tmp_path: Path) -> None:
+    hold = tmp_path / "scene.hold"
+    assert call("pack", ply, "--with", "splats.none", "-o", hold).code == 0
+    pictures = []
+    for source in (ply, hold):
+        png = tmp_path / "view.png"
+        assert call("render", source, "-o", png, "--size", "48x32").code == 0
+        with Image.open(png) as found:
+            pictures.append(np.asarray(found).astype(float))
+    assert pictures[0].std() > 10 and np.abs(pictures[0] - pictures[1]).mean() < 0.5
+
+
 def test_views_of_photographs(call: Call, ply: str, views: str, tmp_path: Path) -> None:
     pictures = []
     for i in (0, 1):
