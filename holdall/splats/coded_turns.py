@@ -145,38 +145,55 @@ def _coded(coder: Any, data: Any, counters: Any, weights: Any, where: Any, misse
 
 
 @njit(cache=True, nogil=True)
+def _expected(frames: Any, near: Any, parts: Any, i: Any, main: Any, minor: Any, basis: Any) -> None:
+    """A basis around where the neighbours' axes point."""
+    if not _mean(frames, near, parts, i, main, np.zeros(3), basis[0]):
+        basis[0] = 0.0
+        basis[0, main] = 1.0
+    if not _mean(frames, near, parts, i, minor, basis[0], basis[1]):
+        _any_across(basis[0], basis[1])
+    _cross(basis[0], basis[1], basis[2])
+
+
+@njit(cache=True, nogil=True)
+def _around(basis: Any, found: Any, across: Any) -> None:
+    """Two axes [2, 3] at right angles to the found one, the first as the neighbours' second."""
+    along = _dot(basis[1], found)
+    for c in range(3):
+        across[0, c] = basis[1, c] - along * found[c]
+    if not _unit(across[0]):
+        _any_across(found, across[0])
+    _cross(found, across[0], across[1])
+
+
+@njit(cache=True, nogil=True)
 def _walk(coder: Any, data: Any, counters: Any, weights: Any, frames: Any, near: Any, parts: Any, needle: Any,
           steps: Any, side: Any) -> None:  # fmt: skip
+    """Code `frames`, which become what decoding gives; or fill them. One call codes, so that it is compiled once."""
     n, decode, where = len(frames), coder[4] == 1, np.zeros(CONTEXTS, np.int64)
-    misses, basis, none = np.zeros((n, 3)), np.zeros((3, 3)), np.zeros(3)
-    found, second, third = np.zeros(3), np.zeros(3), np.zeros(3)
+    misses, basis, q = np.zeros((n, 3)), np.zeros((3, 3)), np.zeros(3, np.int64)
+    found, across = np.zeros(3), np.zeros((2, 3))
     for i in range(n):
         main, minor = (0, 2) if needle[i] else (2, 0)
-        step, turn, u, v, w = steps[i, 0], steps[i, 1], np.int64(0), np.int64(0), np.int64(0)
-        if not _mean(frames, near, parts, i, main, none, basis[0]):
-            basis[0] = 0.0
-            basis[0, main] = 1.0
-        if not _mean(frames, near, parts, i, minor, basis[0], basis[1]):
-            _any_across(basis[0], basis[1])
-        _cross(basis[0], basis[1], basis[2])
+        step, turn = steps[i, 0], steps[i, 1]
+        q[:] = 0
+        _expected(frames, near, parts, i, main, minor, basis)
         if not decode:
-            u, v = _disc(frames[i, main], basis, step)
-        u = _coded(coder, data, counters, weights, where, misses, near, side, i, 0, step, 0.0, u)
-        v = _coded(coder, data, counters, weights, where, misses, near, side, i, 1, step, abs(1.0 * u), v)
-        _pointed(u * step, v * step, basis, found)
-        along = _dot(basis[1], found)
-        for c in range(3):
-            second[c] = basis[1, c] - along * found[c]
-        if not _unit(second):
-            _any_across(found, second)
-        _cross(found, second, third)
-        if not decode and turn < _HALF:
-            x, y = _dot(frames[i, minor], second), _dot(frames[i, minor], third)
-            w = np.int64(np.rint(np.arctan(y / x) / turn)) if x != 0 else np.int64(_HALF / turn)
-        if turn < _HALF:
-            w = _coded(coder, data, counters, weights, where, misses, near, side, i, 2, turn, abs(1.0 * u), w)
-        cosine, sine = _turned(min(max(w * turn, -1.6), 1.6))
+            q[0], q[1] = _disc(frames[i, main], basis, step)
+        for a in range(3):
+            if a == 2:
+                _pointed(q[0] * step, q[1] * step, basis, found)
+                _around(basis, found, across)
+                step = turn
+                if turn >= _HALF:
+                    break
+                if not decode:
+                    x, y = _dot(frames[i, minor], across[0]), _dot(frames[i, minor], across[1])
+                    q[2] = np.int64(np.rint(np.arctan(y / x) / turn)) if x != 0 else np.int64(_HALF / turn)
+            other = abs(1.0 * q[0]) if a else 0.0
+            q[a] = _coded(coder, data, counters, weights, where, misses, near, side, i, a, step, other, q[a])
+        cosine, sine = _turned(min(max(q[2] * turn, -1.6), 1.6))
         frames[i, main] = found
         for c in range(3):
-            frames[i, minor, c] = cosine * second[c] + sine * third[c]
+            frames[i, minor, c] = cosine * across[0, c] + sine * across[1, c]
         _cross(frames[i, 2], frames[i, 0], frames[i, 1])
