@@ -27,6 +27,7 @@ from splats_scenes import FILES, SHARED, scenes
 
 from holdall.packed import Packed
 from holdall.report import provenance
+from holdall.splats.camera import looking
 from holdall.splats.coded import Coded
 from holdall.splats.coded_weights import views, weighed
 from holdall.splats.formats import chunked, pictures, ply, read, spz
@@ -183,11 +184,15 @@ def picture(subjects: list[Subject]) -> None:
 
     figure, axes = plt.subplots(len(subjects), 5, figsize=(15, 2.6 * len(subjects)), squeeze=False)
     for line, subject in zip(axes, subjects, strict=True):
-        true = np.clip(subject.truth[1].colour, 0, 1)
+        low, high = (side.astype(np.float64) for side in subject.scene.box())
+        middle, far = (low + high) / 2, 1.7 * float(np.linalg.norm(high - low)) / 2
+        place = middle + far * np.array([0.6, -0.35, 0.72])  # from above: y points down in scenes
+        camera = [looking(place, middle, (0, -1, 0), width=480, height=360)]
+        true = np.clip(drawn(subject.scene, camera)[0].colour, 0, 1)
         shown = [(f"{subject.name}: {subject.scene.nbytes / 1e6:.1f} MB float32", true)]
         for share in ("6%", "3%"):
             made, back, _ = subject.packed(Coded(), share)
-            seen = np.clip(drawn(back, subject.cameras[1:2])[0].colour, 0, 1)
+            seen = np.clip(drawn(back, camera)[0].colour, 0, 1)
             shown += [
                 (f"{share}: {made.nbytes / 1e6:.2f} MB", seen),
                 ("difference x 10", np.clip(10 * abs(seen - true), 0, 1)),

@@ -165,7 +165,7 @@ class _Trial:
         from holdall.splats.quality import object_psnr, pictures
 
         wide = self.recipe.width * 3 // 2  # larger, since errors show more there
-        cameras = views(self.scene, max(2, self.recipe.views // 3), wide, turn=0.25)
+        cameras = views(self.scene, max(2, self.recipe.views * 2 // 3), wide, turn=0.25)
         self.truth = self.truth or pictures(self.scene, cameras)
         return object_psnr(self.truth, pictures(self.back, cameras))
 

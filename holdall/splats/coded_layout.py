@@ -17,7 +17,7 @@ CLASSES = 40
 _ROOT = np.array([1.0, 1.4142135623730951])
 # Steps of class 0 in dials: of logarithms of sizes, of opacities, of turns, of colours, of places (in sizes).
 SCALE, ALPHA, TURN, COLOUR, PLACE = 0.95, 0.8, 1.4, 3.0, 2.1
-ROUGHEST_COLOUR, ROUGHEST_FORM = 0.33, 0.6  # steps, before these factors
+ROUGHEST_COLOUR, ROUGHEST_FORM = 0.33, 0.5  # steps, before these factors; of coarse dials more
 FINER = 20  # bits of a place below the grid, at most
 _SINH = np.array(
     [
@@ -58,7 +58,7 @@ def classed(seen: np.ndarray, dial: float) -> np.ndarray:
     None is so low that steps are rougher than a Gaussian's own size or a plain difference of colours: what hardly shows
     where it is might show elsewhere.
     """
-    rough = np.ceil(np.log2([dial / ROUGHEST_COLOUR, dial / ROUGHEST_FORM]))
+    rough = np.ceil(np.log2([dial / ROUGHEST_COLOUR, dial / max(ROUGHEST_FORM, 4 * np.sqrt(dial))]))
     found = np.maximum(np.rint(seen / 2), rough)
     first = np.clip(found[:, 0], _LEAST_CLASS, _LEAST_CLASS + CLASSES - 1)
     return np.stack([first - _LEAST_CLASS, np.clip(found[:, 1] - first, -_LESS, _LESS)], 1)
