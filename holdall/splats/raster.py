@@ -62,4 +62,6 @@ def render(
 
     over(rows, job, threads)
     done, laid, listed = counts.sum(0).tolist()
-    return Drawn(picture, 1 - left, (done, laid, listed), flat if keep else None, left if keep else None)
+    if keep:
+        return Drawn(picture, 1 - left, (done, laid, listed), flat, left)
+    return Drawn(picture, np.subtract(1, left, out=left), (done, laid, listed))

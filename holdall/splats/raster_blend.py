@@ -31,10 +31,9 @@ CHECK = 16  # Gaussians between looks at whether a tile is dark
 def shapes(flat: Any, i: Any, x0: Any, y0: Any, high: Any) -> Any:
     """What `spot` needs of a Gaussian in a tile: (first and last line that it touches, bend, opacity, the first pixel's
     way from the middle, lean, fall, the first line's way from the middle). Exponents are of two."""
-    tall = math.sqrt(flat[i, 6] / flat[i, 4])
     down = y0 + 0.5 - flat[i, 1]
-    first = math.ceil(max(-down - tall, 0.0))
-    last = math.floor(min(-down + tall, high - 1.0))
+    first = math.ceil(max(-down - flat[i, 6], 0.0))
+    last = math.floor(min(-down + flat[i, 6], high - 1.0))
     bend, fall = F(-_LOG2 * flat[i, 3]), -_LOG2 * flat[i, 4]
     return first, last, bend, F(flat[i, 5]), x0 + 0.5 - flat[i, 0], flat[i, 2], fall, down + first
 

@@ -10,7 +10,7 @@ from holdall.errors import BadInput
 from holdall.splats.camera import Camera
 from holdall.splats.raster import Drawn
 from holdall.splats.raster_back import SUMS, gathered, unblend
-from holdall.splats.raster_flat import PART, Flat, over
+from holdall.splats.raster_flat import Flat, over, parts
 from holdall.splats.raster_project import SIDE, lens
 from holdall.splats.raster_unproject import uncolour, unflatten
 from holdall.splats.scene import NAMES, Scene
@@ -44,26 +44,25 @@ def gradients(
     view, eye, columns = lens(camera), camera.place, (scene.means, scene.scales, scene.quats)
     grads = tuple(found[name] for name in NAMES[:4])
 
-    def job(part: int) -> None:
-        span = part * PART, min(len(flat.which), (part + 1) * PART)
+    def job(*span: int) -> None:
         unflatten(columns, flat.which, flat.rows, sums, view, grads, found["moved"], *span)
         uncolour(
             scene.means, scene.sh, flat.which, flat.colour, sums, eye, found["means"], found["sh"], *span
         )
 
-    over(-(-len(flat.which) // PART), job, threads)
+    parts(len(flat.which), job, threads)
     found["background"] = np.einsum("hw,hwc->c", drawn.left.astype(np.float64), colour).astype(np.float32)
     return found
 
 
 def _sums(flat: Flat, ground: Any, colour: Any, alpha: Any, threads: int) -> NDArray[Any]:
     """float64 [n, SUMS] of raster_back."""
-    parts = np.zeros((len(flat.entries), SUMS))
+    each = np.zeros((len(flat.entries), SUMS))
 
     def job(row: int) -> None:
-        part = parts[flat.starts[row] : flat.starts[row + 1]]
+        part = each[flat.starts[row] : flat.starts[row + 1]]
         unblend(flat.rows, flat.colour, flat.of_row(row), row, ground, colour, alpha, part)
 
     over(-(-len(alpha) // SIDE), job, threads)
-    found: NDArray[Any] = gathered(flat.entries, parts, len(flat.which))
+    found: NDArray[Any] = gathered(flat.entries, each, len(flat.which))
     return found

@@ -191,21 +191,35 @@ def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
     return signature(types.none, array, types.intp, value), made
 
 
+def _halved(builder: Any, whole: Any, joined: Any) -> Any:
+    """One number of all lanes, always by the same halves."""
+    wide = WIDE
+    while wide > 1:
+        wide //= 2
+        kind = ir.VectorType(ir.IntType(32), wide)
+        halves = (ir.Constant(kind, list(range(at, at + wide))) for at in (0, wide))
+        whole = joined(*(builder.shuffle_vector(whole, whole, half) for half in halves))
+    return builder.extract_element(whole, ir.Constant(ir.IntType(32), 0))
+
+
 @_made
 def total(typing: Any, a: Any) -> Any:
-    """The sum of all lanes, always by the same halves."""
+    """The sum of all lanes."""
 
     def made(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        whole, wide = args[0], WIDE
-        while wide > 1:
-            wide //= 2
-            parts = [
-                builder.shuffle_vector(
-                    whole, whole, ir.Constant(ir.VectorType(ir.IntType(32), wide), list(which))
-                )
-                for which in (range(wide), range(wide, 2 * wide))
-            ]
-            whole = builder.fadd(*parts)
-        return builder.extract_element(whole, ir.Constant(ir.IntType(32), 0))
+        return _halved(builder, args[0], builder.fadd)
+
+    return signature(_F32, LANES), made
+
+
+@_made
+def most(typing: Any, a: Any) -> Any:
+    """The largest of all lanes."""
+
+    def made(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def larger(x: Any, y: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+        return _halved(builder, args[0], larger)
 
     return signature(_F32, LANES), made

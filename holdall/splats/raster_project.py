@@ -18,7 +18,9 @@ from holdall.splats.camera import NEAR, Camera
 LOW_PASS = 0.3  # pixels squared
 SIDE = 16  # of a tile
 LEAST = 1 / 255  # opacity that is drawn
-FLAT = 8  # x, y, lean, bend, fall, opacity, reach (the largest exponent that is drawn), unused
+FLAT = 8  # x, y, lean, bend, fall, opacity; the ellipse that is drawn: half its height, the height of its right end
+_FAINT = -5.6  # logit of an opacity below LEAST
+_WIDEST = math.sqrt(2 * math.log(255)) + 1e-3  # spreads to the edge of what is drawn, if fully opaque
 _SLACK = 1e-5  # of the exponent: rounding never hides what would be drawn
 
 
@@ -98,36 +100,37 @@ def spans(scales: Any, quats: Any, i: Any, lens: Any, j0: Any, j2: Any, k1: Any,
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def flatten(
-    means: Any,
-    scales: Any,
-    quats: Any,
-    opacities: Any,
-    lens: Any,
-    flat: Any,
-    depth: Any,
-    first: Any,
-    last: Any,
-) -> None:
-    """Fill flat [N, FLAT], depth [N] (infinite where nothing is drawn) for Gaussians first to last."""
+def depths(means: Any, scales: Any, opacities: Any, lens: Any, depth: Any, first: Any, last: Any) -> None:
+    """Fill depth [N] for Gaussians first to last: infinite where a ball around it is not in the picture."""
+    across, along = max(-lens[16], lens[17]), max(-lens[18], lens[19])
     for i in range(first, last):
         depth[i] = np.inf
         x, y, z = seen_at(means, i, lens)
-        opacity = 1 / (1 + math.exp(-float(opacities[i])))
-        if not (z > NEAR and opacity >= LEAST):
+        if not (z > NEAR and opacities[i] > _FAINT):
             continue
-        j0, j2, k1, k2 = jacobian(x, y, z, lens)
-        a, b, c, det = spans(scales, quats, i, lens, j0, j2, k1, k2)
+        size = math.exp(2 * float(max(scales[i, 0], scales[i, 1], scales[i, 2]))) / (z * z)
+        wide = _WIDEST * math.sqrt(size * (1 + across * across) * lens[12] * lens[12] + LOW_PASS)
+        high = _WIDEST * math.sqrt(size * (1 + along * along) * lens[13] * lens[13] + LOW_PASS)
         u, v = lens[12] * x / z + lens[14], lens[13] * y / z + lens[15]
-        if not (det > 0 and det < np.inf and abs(u) < np.inf and abs(v) < np.inf):
-            continue
-        reach = math.log(opacity / LEAST) + _SLACK
-        wide, high = math.sqrt(2 * reach * a), math.sqrt(2 * reach * c)
-        if u + wide < 0 or u - wide > lens[20] or v + high < 0 or v - high > lens[21]:
-            continue
-        flat[i, 0], flat[i, 1], flat[i, 2], flat[i, 3] = u, v, -b / c, 0.5 * c / det
-        flat[i, 4], flat[i, 5], flat[i, 6], flat[i, 7] = 0.5 / c, opacity, reach, a
-        depth[i] = z
+        if u + wide > 0 and u - wide < lens[20] and v + high > 0 and v - high < lens[21]:
+            depth[i] = z
+
+
+@njit(inline="always")
+def _flatten(means: Any, scales: Any, quats: Any, opacities: Any, i: Any, lens: Any, row: Any) -> Any:
+    """Fill row [FLAT]; whether there is anything to draw."""
+    x, y, z = seen_at(means, i, lens)
+    j0, j2, k1, k2 = jacobian(x, y, z, lens)
+    a, b, c, det = spans(scales, quats, i, lens, j0, j2, k1, k2)
+    u, v = lens[12] * x / z + lens[14], lens[13] * y / z + lens[15]
+    opacity = 1 / (1 + math.exp(-float(opacities[i])))
+    if not (opacity >= LEAST and det > 0 and det < np.inf and abs(u) < np.inf and abs(v) < np.inf):
+        return False
+    reach = math.log(opacity / LEAST) + _SLACK
+    wide, high = math.sqrt(2 * reach * a), math.sqrt(2 * reach * c)
+    row[0], row[1], row[2], row[3] = u, v, -b / c, 0.5 * c / det
+    row[4], row[5], row[6], row[7] = 0.5 / c, opacity, high, b * math.sqrt(2 * reach / a)
+    return u + wide > 0 and u - wide < lens[20] and v + high > 0 and v - high < lens[21]
 
 
 @njit(inline="always")
@@ -150,18 +153,32 @@ def harmonics(x: Any, y: Any, z: Any, count: Any, into: Any) -> None:
         into[15] = -0.5900435899266435 * x * (x * x - 3 * y * y)
 
 
+@njit(inline="always")
+def _coloured(means: Any, sh: Any, i: Any, eye: Any, basis: Any, colour: Any) -> None:
+    """Fill colour [4] (the fourth is 0)."""
+    x, y, z = means[i, 0] - eye[0], means[i, 1] - eye[1], means[i, 2] - eye[2]
+    by = 1 / math.sqrt(x * x + y * y + z * z)
+    harmonics(x * by, y * by, z * by, sh.shape[1], basis)
+    r = g = b = 0.5
+    for m in range(sh.shape[1]):
+        r, g, b = r + basis[m] * sh[i, m, 0], g + basis[m] * sh[i, m, 1], b + basis[m] * sh[i, m, 2]
+    colour[0], colour[1], colour[2], colour[3] = max(r, 0.0), max(g, 0.0), max(b, 0.0), 0.0
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def colours(means: Any, sh: Any, depth: Any, eye: Any, into: Any, first: Any, last: Any) -> None:
-    """Fill into [N, 4] (the fourth is 0) for what is drawn of Gaussians first to last; sh [N, K, 3]."""
+def flatten(columns: Any, which: Any, lens: Any, eye: Any, out: Any, first: Any, last: Any) -> None:
+    """Fill out: rows [n, FLAT], colours [n, 4] and the rows of tiles that each touches [n, 2], first and next after the
+    last, for the first to last of those by depth."""
+    means, scales, quats, opacities, sh = columns
+    rows, colour, tops = out
     basis = np.zeros(16)
-    count = sh.shape[1]
-    for i in range(first, last):
-        if depth[i] == np.inf:
+    size = (int(lens[21]) + SIDE - 1) // SIDE
+    for k in range(first, last):
+        i, row = which[k], rows[k]
+        if not _flatten(means, scales, quats, opacities, i, lens, row):
+            row[:], colour[k], tops[k] = 0, 0, 0
             continue
-        x, y, z = means[i, 0] - eye[0], means[i, 1] - eye[1], means[i, 2] - eye[2]
-        by = 1 / math.sqrt(x * x + y * y + z * z)
-        harmonics(x * by, y * by, z * by, count, basis)
-        r = g = b = 0.5
-        for k in range(count):
-            r, g, b = r + basis[k] * sh[i, k, 0], g + basis[k] * sh[i, k, 1], b + basis[k] * sh[i, k, 2]
-        into[i, 0], into[i, 1], into[i, 2], into[i, 3] = max(r, 0.0), max(g, 0.0), max(b, 0.0), 0.0
+        low, high = row[1] - row[6] - 0.5, row[1] + row[6] - 0.5
+        tops[k, 0] = math.ceil(clamp(low, 0.0, SIDE * size)) // SIDE
+        tops[k, 1] = max(tops[k, 0], math.floor(clamp(high, -1.0, SIDE * size - 1.0)) // SIDE + 1)
+        _coloured(means, sh, i, eye, basis, colour[k])

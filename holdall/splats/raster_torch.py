@@ -47,7 +47,7 @@ class _Rasterise(torch.autograd.Function):
         drawn = render(scene, camera, ground.numpy(force=True), keep=True)
         assert drawn.flat is not None
         info["seen"] = torch.zeros(len(scene))
-        info["seen"][torch.from_numpy(drawn.flat.which)] = 1
+        info["seen"][torch.from_numpy(drawn.flat.which[drawn.flat.drawn])] = 1
         if needed:
             ctx.save_for_backward(*columns, ground)
             ctx.view = camera, drawn, info

@@ -86,6 +86,8 @@ def unflatten(
     by_axes = np.zeros(9)
     for k in range(first, last):
         i, row, s = which[k], rows[k], sums[k]
+        if row[5] == 0:  # beside the picture
+            continue
         by = _by_cov(row, s)
         moved[i] = math.sqrt(by[0] * by[0] + by[1] * by[1])
         grads[3][i] = s[0] * (1 - row[5])
