@@ -44,7 +44,7 @@ demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
 
 test: .venv/ready-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
