@@ -5,9 +5,10 @@
 forward: CPU time of one core (the best of the rounds), of the whole picture and of blending alone, and by it:
 `computed`, pairs of a pixel and a Gaussian whose exponent was computed; `useful`, those of them that changed a pixel;
 `tiles`, 256 for every Gaussian laid into a tile. backward: the way back, and significance, by turns with the way there.
-truth: the largest distance from blending in float64. cores: wall time on one thread and on two by turns, in rounds in
-which a loop without memory gets two cores. limit: the same vector operations out of registers. first: seconds of the first picture in a new
-process, without and with numba's cache. Results are merged into results/splats_raster.json.
+truth: the largest distance from blending in float64. cores: CPU time on one thread and on two by turns; what the
+first thread takes of it alone is serial, the rest is halved: `faster_reckoned`; and wall time, where a loop without
+memory gets two cores meanwhile. limit: the same vector operations out of registers. first: seconds of the first picture
+in a new process, without and with numba's cache. Results are merged into results/splats_raster.json.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "splats_raster.json"
 SCENES = ("massa", "playbot_31k")
 WIDTH, HEIGHT = 640, 480
 QUIET = 1.6  # times faster on two cores must a loop without memory be, before and after, for a round to count
+ENOUGH = 3  # such rounds
 OPERATIONS = 30  # of vectors, for one line of a tile: counted in the machine code, loads and stores aside
 
 
@@ -167,27 +169,21 @@ def _blend64(rows: Any, picture: Any, done: Any, limits: Any) -> None:
 
 
 def cores(name: str, scene: Scene, cameras: list[Camera], rounds: int) -> None:
-    """Of the rounds in which the machine gave a loop two cores, if there were any in a minute."""
     _spin(10)
     jobs = [lambda n=n: [render(scene, c, threads=n) for c in cameras[:2]] for n in (1, 2)]
     spins = [lambda n=n: over(32, lambda i: _spin(100_000), n) for n in (1, 2)]
-    quiet, end = [], time.perf_counter() + 60
+    one, two = by_turns(3 * rounds, time.process_time, *jobs)
+    (serial,) = by_turns(3 * rounds, time.thread_time, jobs[1])
+    row = {"cpu_ms_one": 500 * one, "cpu_ms_two": 500 * two, "serial_ms": 500 * serial}
+    row |= {"faster_reckoned": one / (serial + (two - serial) / 2)}
+    quiet, end = [], time.perf_counter() + 30
     while len(quiet) < rounds and time.perf_counter() < end:
-        spun = by_turns(1, time.perf_counter, *spins)
-        times = by_turns(1, time.perf_counter, *jobs)
-        again = by_turns(1, time.perf_counter, *spins)
+        spun, times, again = (by_turns(1, time.perf_counter, *both) for both in (spins, jobs, spins))
         if min(spun[0] / spun[1], again[0] / again[1]) > QUIET:
-            quiet.append((*times, spun[0], spun[1]))
-    if not quiet:
-        keep("cores", name, {"quiet_rounds": 0, "load": os.getloadavg()[0]})
-        return
-    one, two, spin_one, spin_two = np.array(quiet).min(0)
-    row = {
-        "ms_one": 1e3 * one / 2,
-        "ms_two": 1e3 * two / 2,
-        "faster": one / two,
-        "loop_faster": spin_one / spin_two,
-    }
+            quiet.append((*times, *spun))
+    if len(quiet) >= ENOUGH:
+        wall = np.array(quiet).min(0)
+        row |= {"faster_by_wall": wall[0] / wall[1], "loop_faster": wall[2] / wall[3]}
     keep("cores", name, {**row, "quiet_rounds": len(quiet), "load": os.getloadavg()[0]})
 
 
