@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 SIDE = 11  # pixels of the window
 _SPREAD = 1.5
@@ -15,17 +14,19 @@ _STEADY = (0.01**2, 0.03**2)  # of colours from 0 to 1
 
 
 @cache
-def _window() -> Tensor:
-    x = torch.arange(SIDE, dtype=torch.float32) - SIDE // 2
-    w = torch.exp(-(x**2) / (2 * _SPREAD**2))
-    return w / w.sum()
+def _window(side: int) -> Tensor:
+    """[side, side]: what smooths a row or column of so many pixels; what lies outside of the picture is 0. A product of
+    matrices takes a tenth of the time of torch's convolution of one channel."""
+    x = torch.arange(side, dtype=torch.float32)
+    off = x[:, None] - x
+    w = torch.exp(-(off**2) / (2 * _SPREAD**2)) * (off.abs() <= SIDE // 2)
+    inside = torch.arange(SIDE, dtype=torch.float32) - SIDE // 2
+    return w / torch.exp(-(inside**2) / (2 * _SPREAD**2)).sum()
 
 
 def _blurred(x: Tensor) -> Tensor:
-    """[N, H, W] smoothed; what lies outside of the picture is 0."""
-    w, half = _window(), SIDE // 2
-    x = F.conv2d(x[:, None], w.view(1, 1, SIDE, 1), padding=(half, 0))
-    return F.conv2d(x, w.view(1, 1, 1, SIDE), padding=(0, half))[:, 0]
+    """[N, H, W] smoothed."""
+    return _window(x.shape[1]) @ x @ _window(x.shape[2])
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
