@@ -71,14 +71,15 @@ class Learner:
         sh = np.concatenate([p["base"], p["rest"]], 1)
         return Scene(p["means"], p["scales"], p["quats"], p["opacities"], sh, self._cameras)
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """means, scales, quats, opacities, sh: what is drawn. Methods that train something else put theirs here."""
         p = self.params
         return p["means"], p["scales"], p["quats"], p["opacities"], torch.cat([p["base"], p["rest"]], 1)
 
     def show(self, camera: Camera) -> Tensor:
         """The picture [H, W, 3], with gradients."""
-        colour, _, self._told = rasterise(*self.tensors(), camera, self.background)
+        means, scales, quats, opacities, sh = self.tensors()
+        colour, _, self._told = rasterise(means, scales, quats, opacities, sh, camera, self.background)
         self._half = max(camera.width, camera.height) / 2
         return colour
 
@@ -141,8 +142,9 @@ class Learner:
         want = self.moved / self.seen.clamp_min(1)
         room = max(most - len(self), 0)
         chosen = want >= above
-        if int(chosen.sum()) > room:
-            chosen &= want >= (want.topk(room).values[-1] if room else math.inf)
+        if int(chosen.sum()) > room:  # those that want it most
+            chosen = torch.zeros_like(chosen)
+            chosen[want.topk(room).indices] = True
         size = self.params["scales"].exp().amax(1)
         small = chosen & (size <= _PERCENT * self.extent)
         large = chosen & ~small
