@@ -1,0 +1,218 @@
+"""The stream of a compact scene: a head of fixed size, then places as a tree, codes of opacity and form, the colour
+field's table, its layers, the books, and some places from where the scene was seen.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from holdall.errors import CorruptArtefact
+from holdall.splats import coded_tree, compact3dgs_bits
+from holdall.splats.coded_near import AXIS_BITS, keys
+from holdall.splats.colour_field import WAYS, ColourField
+from holdall.splats.residual import Books
+from holdall.splats.scene import Scene
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PARTS = ("places", "codes", "table", "layers", "books", "views")
+_HEAD = struct.Struct("<I6B2H4d10f6I")
+_TOP = 127  # steps of the table on either side of 0
+_SPARE = 4096
+
+
+@dataclass
+class Compact:
+    """What is stored. scales [N, 3] are logarithms, opacities [N] logits; books of activated scales and of unit
+    quaternions; views [V, 3]."""
+
+    means: NDArray[Any]
+    scales: NDArray[Any]
+    quats: NDArray[Any]
+    opacities: NDArray[Any]
+    field: ColourField
+    scale_books: Books
+    quat_books: Books
+    views: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def take(self, which: Any) -> Compact:
+        names = ("means", "scales", "quats", "opacities")
+        return replace(self, **{name: getattr(self, name)[which] for name in names})
+
+    def scene(self, degree: int = 3) -> Scene:
+        """With harmonics that are fitted to the field."""
+        sh = self.field.harmonics(self.means, self.views, degree)
+        return Scene(self.means, self.scales, self.quats, self.opacities, np.clip(sh, -1e4, 1e4))
+
+
+def table_codes(table: Any, threshold: float) -> tuple[Any, float]:
+    """(whole numbers of a table [levels, entries, 2], a tensor; their step): 0 for what is no larger than threshold."""
+    step = max(float(table.detach().abs().max()), 1e-6) / _TOP
+    step = float(np.float32(step))
+    codes = torch.where(table.abs() > threshold, torch.round(table / step), 0.0).clamp(-_TOP, _TOP)
+    return codes, step
+
+
+def rounded(books: Books) -> tuple[Books, NDArray[Any], float]:
+    """(as they decode, float16, their unit)."""
+    unit = float(np.float32(max(float(np.abs(books.tables).max()), 1e-30)))
+    halves = (books.tables / np.float32(unit)).astype(np.float16)
+    return Books(halves.astype(np.float32) * np.float32(unit)), halves, unit
+
+
+def form_of(taken: NDArray[Any], least: float) -> NDArray[Any]:
+    """Logarithms of scales; sums of entries may fall below 0."""
+    return np.log(np.clip(taken, least, 1e30)).astype(np.float32)
+
+
+def least_scale(scales: NDArray[Any]) -> float:
+    return float(np.float32(np.exp(np.clip(scales.astype(np.float64), -60, 60)).min() / 2))
+
+
+def write(x: Compact, bits: int, threshold: float) -> tuple[NDArray[Any], dict[str, int]]:
+    """(the stream, uint8; bytes by part). bits: of places, along the longest side of the middle."""
+    low, cell = _grid(x.means.astype(np.float64), bits)
+    grid = np.floor((x.means - low) / cell).astype(np.int64)
+    order = np.argsort(keys(grid), kind="stable")
+    x, grid = x.take(order), grid[order]
+    deep = max(1, int(grid.max()).bit_length())
+    least = least_scale(x.scales)
+    (scale_books, scale_raw, scale_unit), (quat_books, quat_raw, quat_unit) = map(
+        rounded, (x.scale_books, x.quat_books)
+    )
+    scale_codes = scale_books.encode(np.exp(x.scales))
+    quat_codes = quat_books.encode(x.quats)
+    alpha, dim, bright = _alphas(x.opacities)
+    codes, step = table_codes(x.field.table, threshold)
+    levels, entries, _ = codes.shape
+    layers = np.concatenate([p.numpy(force=True).astype(np.float16).reshape(-1) for p in x.field.layers])
+    rows = np.concatenate([alpha[:, None], scale_codes, quat_codes], 1)
+    raw = {
+        "places": coded_tree.written(grid, deep),
+        "codes": compact3dgs_bits.written(rows, np.zeros(len(rows), np.int64), 1),
+        "table": compact3dgs_bits.written(*_table_rows(codes.numpy(force=True)), levels),
+        "layers": layers.view(np.uint8),
+        "books": np.concatenate([scale_raw.reshape(-1), quat_raw.reshape(-1)]).view(np.uint8),
+        "views": np.asarray(x.views, np.float32).reshape(-1).view(np.uint8),
+    }
+    lengths = [raw[name].size for name in PARTS]
+    stages, size = scale_books.tables.shape[:2]
+    width = x.field.layers[0].shape[1]
+    head = _HEAD.pack(
+        len(x), deep, stages, size, levels, entries.bit_length() - 1, 0, width, len(x.views), *low, cell,
+        least, dim, bright, step, scale_unit, quat_unit, *x.field.frame, *lengths,
+    )  # fmt: skip
+    stream = np.frombuffer(head + b"".join(raw[name].tobytes() for name in PARTS), np.uint8)
+    spare = max(0, _smallest(len(x), levels * entries) - stream.size)
+    stream = np.append(stream, np.zeros(spare, np.uint8))
+    return stream, dict(zip(PARTS, lengths, strict=True))
+
+
+def read(stream: NDArray[Any]) -> Compact:
+    """CorruptArtefact for what `write` cannot have written."""
+    told, raw = _opened(stream)
+    n, deep, stages, size, levels, log, _, width, views = told[:9]
+    low, cell, numbers = np.array(told[9:12]), told[12], told[13:23]
+    least, dim, bright, step, scale_unit, quat_unit = numbers[:6]
+    grid = coded_tree.read(raw["places"], n, deep)
+    if grid is None:
+        raise _wrong("its tree does not add up")
+    rows = compact3dgs_bits.read(raw["codes"], (n, 1 + 2 * stages), np.zeros(n, np.int64), 1)
+    if rows[:, 1:].max() >= size:
+        raise _wrong("its codes name entries that there are not")
+    books = _floats(raw["books"], "<f2", stages * size * 7)
+    split = stages * size * 3
+    scale_books = Books(books[:split].reshape(stages, size, 3) * np.float32(scale_unit))
+    quat_books = Books(books[split:].reshape(stages, size, 4) * np.float32(quat_unit))
+    shape = (levels << log, 2)
+    codes = compact3dgs_bits.read(raw["table"], shape, np.repeat(np.arange(levels), 1 << log), levels)
+    table = (codes.astype(np.float32) - 128) * np.float32(step)
+    wide = 2 * levels + WAYS
+    layers = _floats(raw["layers"], "<f2", (wide + width + 3) * width)
+    cuts = np.split(layers, [wide * width, (wide + width) * width])
+    field = ColourField(
+        torch.from_numpy(table.reshape(levels, 1 << log, 2)),
+        [torch.from_numpy(c.reshape(-1, k)) for c, k in zip(cuts, (width, width, 3), strict=True)],
+        numbers[6:],
+    )
+    alpha = np.clip(dim + rows[:, 0].astype(np.float64) / 255 * (bright - dim), 1e-6, 1 - 1e-6)
+    quats = quat_books.decode(rows[:, 1 + stages :])
+    quats[np.abs(quats).max(1) < 1e-6, 0] = 1
+    return Compact(
+        (low + cell * (grid + 0.5)).astype(np.float32),
+        form_of(scale_books.decode(rows[:, 1 : 1 + stages]), least),
+        quats,
+        np.log(alpha / (1 - alpha)).astype(np.float32),
+        field, scale_books, quat_books,
+        _floats(raw["views"], "<f4", 3 * views).reshape(-1, 3),
+    )  # fmt: skip
+
+
+def _opened(stream: NDArray[Any]) -> tuple[tuple[Any, ...], dict[str, NDArray[Any]]]:
+    if stream.dtype != np.uint8 or stream.ndim != 1 or stream.size < _HEAD.size:
+        raise _wrong("its head is none")
+    told = _HEAD.unpack(stream[: _HEAD.size].tobytes())
+    n, deep, stages, size, levels, log, _, width, views = told[:9]
+    numbers = np.array(told[9:23])
+    fine = 1 <= deep <= AXIS_BITS and 1 <= stages <= 16 and 1 <= size <= 128 and 1 <= levels <= 32
+    fine = fine and log <= 20 and 1 <= width <= 1024 and views and n and bool((np.abs(numbers) < 1e30).all())
+    if not fine or not (numbers[[3, 4, 13]] > 0).all():
+        raise _wrong("its head is none")
+    if _smallest(n, levels << log) > stream.size:
+        raise _wrong("it is too short for what it says")
+    ends = _HEAD.size + np.cumsum((0, *told[23:]))
+    if ends[-1] > stream.size:
+        raise _wrong("it is cut short")
+    raw = {name: stream[a:b] for name, a, b in zip(PARTS, ends[:-1], ends[1:], strict=True)}
+    return told, raw
+
+
+def _wrong(why: str) -> CorruptArtefact:
+    return CorruptArtefact("a compact scene", why)
+
+
+def _smallest(count: int, entries: int) -> int:
+    """Bytes below which nobody believes that a stream holds so many Gaussians and entries of the table."""
+    return max(count, entries // 64) - _SPARE
+
+
+def _floats(raw: NDArray[Any], kind: str, count: int) -> NDArray[Any]:
+    width = np.dtype(kind).itemsize
+    if raw.size != count * width:
+        raise _wrong("its tables do not have the size that its head tells")
+    found = raw.copy().view(kind).astype(np.float32)
+    if not (np.abs(found) < 1e9).all():
+        raise _wrong("its tables are not numbers")
+    return found
+
+
+def _grid(means: NDArray[Any], bits: int) -> tuple[NDArray[Any], float]:
+    """(corner, cell): so many bits for the middle of the scene, coarser only where strays are too far away."""
+    low, high = np.quantile(means, [0.01, 0.99], axis=0)
+    all_low, all_high = means.min(0), means.max(0)
+    span = float((all_high - all_low).max())
+    middle = float((high - low).max()) or span or 1.0
+    cell = max(middle / (1 << bits), span / ((1 << AXIS_BITS) - 2), float(np.abs(means).max()) * 1e-9)
+    return all_low - cell / 2, cell
+
+
+def _alphas(opacities: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
+    """(uint8, the least, the largest) of activated opacities."""
+    alpha = 1 / (1 + np.exp(-opacities.astype(np.float64)))
+    low, high = (float(np.float32(v)) for v in (alpha.min(), alpha.max()))
+    span = max(high - low, 1e-9)
+    return np.clip(np.rint((alpha - low) / span * 255), 0, 255).astype(np.uint8), low, high
+
+
+def _table_rows(codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    levels, entries, _ = codes.shape
+    return (codes.reshape(-1, 2) + 128).astype(np.uint8), np.repeat(np.arange(levels), entries)
