@@ -1,14 +1,16 @@
 """splats.coded beside what people pack scenes with today: bytes at equal or better quality, budgets, seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/splats.py [--parts rivals,budgets,curve,parts,pruning,picture]
+    OMP_NUM_THREADS=1 python benchmarks/splats.py [--parts rivals,budgets,curve,parts,pruning,nearer,picture]
         [--scenes biker,playbot,...] [--rival PATH of @playcanvas/splat-transform's bin/cli.mjs] [--patience 120]
 
 rivals: SPZ, SOG and compressed PLY as splat-transform writes them (ours where it cannot be had or does not finish in
 time, which the row says), and splats.coded asked for the quality that the rival has: bytes at no lower PSNR on pixels
 of the object. budgets: how much of 3, 6, 12 and 25 % is used, what it looks like, and CPU seconds. curve: quality over
-bytes. parts: where the bits are. pruning: equal counts kept by need, by opacity, by lot. picture: original, packed,
-difference. References: splats_scenes. Quality: 8 views at 480 x 360 that nothing was packed by, white behind; all
-from what is decoded from the file. Results are merged into results/splats.json.
+bytes. parts: where the bits are. pruning: equal counts kept by need, by opacity, by lot. nearer: what was packed to
+equal SPZ, from half as far and in pictures three times as large. picture: original, packed, difference.
+
+References: splats_scenes. Quality: 8 views at 480 x 360 that nothing was packed by, white behind; all from what is
+decoded from the file. Results are merged into results/splats.json.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +178,23 @@ def pruning(subject: Subject) -> None:
         keep("pruning", f"{subject.name} {share:.0%} kept", row)
 
 
+def nearer(subject: Subject, tool: Path | None, patience: float) -> None:
+    """Packed to look as good as SPZ where quality is measured: both from half as far, and three times as large."""
+    raw, _ = rival(tool, subject, "spz", patience)
+    theirs = opened(raw, "spz", subject.scene)
+    made, ours, _ = subject.packed(Coded(psnr=subject.seen(theirs)["object_psnr"] + 0.25))
+    middle = np.mean([c.place for c in subject.cameras], 0)
+    half = [replace(c, translation=-c.rotation @ ((c.place + middle) / 2)) for c in subject.cameras]
+    large = held_out(subject.scene, 4, 1440, 1080)
+    row: dict[str, Any] = {"share_of_rival": made.nbytes / len(raw)}
+    for name, cameras in (("as_measured", subject.cameras), ("half_as_far", half), ("large", large)):
+        truth = drawn(subject.scene, cameras)
+        row[f"{name}_spz"], row[f"{name}_ours"] = (
+            object_psnr(truth, drawn(x, cameras)) for x in (theirs, ours)
+        )
+    keep("nearer", subject.name, row)
+
+
 def picture(subjects: list[Subject]) -> None:
     """A row a scene: original, packed to 6 %, to 3 %, and the differences, ten times."""
     import matplotlib as mpl
@@ -185,7 +205,7 @@ def picture(subjects: list[Subject]) -> None:
     figure, axes = plt.subplots(len(subjects), 5, figsize=(15, 2.6 * len(subjects)), squeeze=False)
     for line, subject in zip(axes, subjects, strict=True):
         low, high = (side.astype(np.float64) for side in subject.scene.box())
-        middle, far = (low + high) / 2, 1.7 * float(np.linalg.norm(high - low)) / 2
+        middle, far = (low + high) / 2, 2.2 * float(np.linalg.norm(high - low)) / 2
         place = middle + far * np.array([0.6, -0.35, 0.72])  # from above: y points down in scenes
         camera = [looking(place, middle, (0, -1, 0), width=480, height=360)]
         true = np.clip(drawn(subject.scene, camera)[0].colour, 0, 1)
@@ -210,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default="rivals,budgets,curve,parts,pruning,picture")
+    parser.add_argument("--parts", default="rivals,budgets,curve,parts,pruning,nearer,picture")
     parser.add_argument("--scenes", default=",".join(FILES))
     parser.add_argument("--rival", type=Path)
     parser.add_argument("--patience", type=float, default=120)
@@ -223,6 +243,8 @@ def main() -> None:
     for subject in subjects:
         if "rivals" in wanted:
             rivals(subject, asked.rival, asked.patience)
+        if "nearer" in wanted:
+            nearer(subject, asked.rival, asked.patience)
         for name, part in (("budgets", budgets), ("curve", curve), ("parts", parts), ("pruning", pruning)):
             if name in wanted:
                 part(subject)
