@@ -46,6 +46,7 @@ VERBS = (
     "show",
     "view",
     "render",
+    "fit-scene",
 )
 
 

@@ -15,6 +15,7 @@ import typer
 from holdall.cli import (
     adapters,
     cache,
+    fit_scene,
     grep,
     index,
     info,
@@ -44,7 +45,7 @@ app = typer.Typer(
 )
 for _verb in (
     pack, unpack, plan, train_plan, info, verify, run, serve, adapters, cache, grep, index, search, measure, methods,
-    show, view, render,
+    show, view, render, fit_scene,
 ):  # fmt: skip
     _verb.register(app)
 

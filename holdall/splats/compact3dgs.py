@@ -68,7 +68,9 @@ class Compact3DGS(SplatCodec):
         "Lee, Rho, Sun, Ko and Park, CVPR 2024",
         "https://arxiv.org/abs/2311.13681",
     )
-    brief: ClassVar[dict[str, Any]] = {"steps": 12, "views": 3, "width": 48, "levels": 8, "neurons": 16}
+    brief: ClassVar[dict[str, Any]] = {
+        "steps": 8, "views": 2, "width": 48, "levels": 8, "neurons": 16, "codes": 24,
+    }  # fmt: skip
 
     steps: int = knob(0, "of training; 0: by what there is to learn", paper=30_000, other=3)
     lambda_mask: float = knob(0.01, "how much a Gaussian costs", paper=5e-4, other=0.0, at={"mask_rate": 1.0})
@@ -83,7 +85,7 @@ class Compact3DGS(SplatCodec):
     threshold: float = knob(0.1, "up to which the table's numbers are 0", other=0.01)
     bits: int = knob(13, "of places along the scene", unit="bits", other=9)
     degree: int = knob(3, "of harmonics that are unpacked", other=1)
-    views: int = knob(16, "pictures of a scene that it is learnt from", other=2)
+    views: int = knob(16, "pictures of a scene that it is learnt from", other=3)
     width: int = knob(160, "of these pictures", unit="pixels", other=40)
     seed: int = knob(0, "of all draws", other=1)
 

@@ -161,10 +161,18 @@ def _opened(stream: NDArray[Any]) -> tuple[tuple[Any, ...], dict[str, NDArray[An
     if stream.dtype != np.uint8 or stream.ndim != 1 or stream.size < _HEAD.size:
         raise _wrong("its head is none")
     told = _HEAD.unpack(stream[: _HEAD.size].tobytes())
-    n, deep, stages, size, levels, log, _, width, views = told[:9]
+    n, deep, stages, size, levels, log, spare, width, views = told[:9]
     numbers = np.array(told[9:23])
     fine = 1 <= deep <= AXIS_BITS and 1 <= stages <= 16 and 1 <= size <= 128 and 1 <= levels <= 32
-    fine = fine and log <= 20 and 1 <= width <= 1024 and views and n and bool((np.abs(numbers) < 1e30).all())
+    fine = (
+        fine
+        and not spare
+        and log <= 20
+        and 1 <= width <= 1024
+        and views
+        and n
+        and bool((np.abs(numbers) < 1e30).all())
+    )
     if not fine or not (numbers[[3, 4, 13]] > 0).all():
         raise _wrong("its head is none")
     if _smallest(n, levels << log) > stream.size:

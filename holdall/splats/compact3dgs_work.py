@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from holdall.splats.posed_photos import Photos
 
 WHITE = (1.0, 1.0, 1.0)
-_EACH = 14  # bytes of a Gaussian, at about which a budget is aimed before it is met
+_EACH = 4  # bytes of a Gaussian beside its codes; rather too few, since what is too much for a budget is cut
 _SLACK = 256  # bytes: what coded parts may vary by
 _PLACES = 24  # of cameras that are stored
 _LONG, _FAST = 30_000, 10  # the paper's steps; how much faster masks learn in short runs
-_PHOTO_STEPS = 3000
+_PHOTO_STEPS, _FEW = 3000, 24  # steps where none are asked for: from photographs, and of a small scene
 _SHARE = 8  # of the memory that photographs may take
 _GAUSSIAN, _PIXEL, _WORKING = (
     4000,
@@ -45,7 +45,7 @@ def from_scene(recipe: Compact3DGS, x: Scene, limit: int | None) -> Packed:
 
     cameras = views(x, recipe.views, recipe.width)
     room = _room(recipe, limit, len(x))
-    steps = recipe.steps or min(3000, max(40, len(x) // 4))
+    steps = recipe.steps or min(_PHOTO_STEPS, max(_FEW, len(x) // 4))
     pictures = [render(x, camera, WHITE).colour for camera in cameras]
     start = x
     if room < len(x):
@@ -121,7 +121,8 @@ def _room(recipe: Compact3DGS, limit: int | None, count: int) -> int:
         raise BudgetError(
             limit, least, who="splats.compact3dgs", why="one Gaussian, the field's layers, books"
         )
-    return max(1, (limit - least) // _EACH)
+    each = _EACH + recipe.stages * np.log2(max(recipe.codes, 2)) / 4
+    return max(1, int((limit - least) / each))
 
 
 def _one(recipe: Compact3DGS) -> Compact:

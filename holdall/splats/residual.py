@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_ROUNDS = 12
+_ROUNDS = 10
 _LEAST = 1e-5  # of an entry that nothing uses any more
 
 
