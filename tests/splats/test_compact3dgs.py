@@ -17,11 +17,17 @@ from holdall.splats.scene import Scene
 torch = pytest.importorskip("torch")
 compact3dgs_bits = pytest.importorskip("holdall.splats.compact3dgs_bits", reason="numba")
 
-from holdall.splats import compact3dgs_file, compact3dgs_start, compact3dgs_turns  # noqa: E402
+from holdall.splats import (  # noqa: E402
+    compact3dgs_file,
+    compact3dgs_start,
+    compact3dgs_turns,
+    compact3dgs_work,
+)
 from holdall.splats.colour_field import ColourField, _Grid, contracted, evenly, naive_features  # noqa: E402
 from holdall.splats.compact3dgs_train import CompactLearner, Plan, learnt  # noqa: E402
 from holdall.splats.learner import Learner, beginning  # noqa: E402
 from holdall.splats.naive_raster import naive_harmonics, naive_render  # noqa: E402
+from holdall.splats.raster import significance  # noqa: E402
 
 COUNT, STEPS, SIDE, VIEWS = 2000, 200, 48, 16
 
@@ -261,6 +267,35 @@ def test_a_budget_keeps_what_is_seen_most_and_says_the_least():
         recipe.encode(scene, 1000)
     least = recipe.encode(scene, int(fault.value.least))
     assert least.nbytes <= fault.value.least and len(recipe.decode(least)) == 1
+
+
+def test_what_a_budget_leaves_out_is_what_is_seen_least():
+    scene, recipe = solids(400, degree=0), Compact3DGS(**Compact3DGS.brief)
+    cameras = around(scene, 3, width=48, height=48)
+    field = ColourField.fresh(scene.box(), levels=8, table=7, width=16)
+    learner = CompactLearner(scene, field, lambda_mask=0.0)
+    whole = compact3dgs_work._within(recipe, learner, cameras, None)
+    less = compact3dgs_work._within(recipe, learner, cameras, whole.nbytes - 2000)
+    seen, left = (significance(recipe.decode(p), cameras) for p in (whole, less))
+    assert 100 < len(left) < 300 and left.sum() > 0.95 * seen.sum()
+
+
+def test_the_field_learns_the_harmonics_that_a_scene_has():
+    scene = solids(300, degree=1)
+    cameras = around(scene, 4, width=32, height=32)
+    field = ColourField.fresh(scene.box(), levels=8, table=8, width=16)
+    compact3dgs_work._taught(field, scene, cameras, 80, 0.01)
+    means, place = torch.from_numpy(scene.means), cameras[1].place
+    way = torch.nn.functional.normalize(torch.from_numpy(scene.means - place).float(), dim=1)
+    wanted = torch.einsum("nk,nkc->nc", naive_harmonics(way)[:, :4], torch.from_numpy(scene.sh)) / 0.28209479
+    miss = (field(means, place).detach() - wanted).square().mean()
+    assert miss < 0.3 * (wanted - wanted.mean(0)).square().mean()
+
+
+def test_the_table_is_stored_in_even_steps_and_small_numbers_are_none():
+    table = torch.tensor([[[0.05, -0.3], [1.27, -0.101]]])
+    codes, step = compact3dgs_file.table_codes(table, 0.1)
+    assert np.isclose(step, 0.01) and codes.tolist() == [[[0, -30], [127, -10]]]
 
 
 def test_photographs_become_the_same_scene_for_the_same_seed_and_a_budget_is_met(studio):
