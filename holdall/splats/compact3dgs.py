@@ -37,11 +37,11 @@ class Compact3DGS(SplatCodec):
     Knobs:
         steps: of training; 0: 3,000 from photographs, a quarter of a scene's Gaussians otherwise (paper: 30,000).
         lambda_mask: how much a Gaussian costs (paper: 5e-4 for 30,000 steps of real scenes, 4e-3 of others).
-        mask_rate: of learning masks; runs of under 6,000 steps learn as much faster, up to ten times. field_rate: of the
-        field. levels, table: of the hash grid; table is the power of two of a level's entries, 0: by the number of
-        Gaussians (paper: 16; 19 or 16). neurons: of a layer (paper: 64). stages, codes: of the books (paper: 6, 64).
-        quantise: the share of steps before the books (paper: 29/30). threshold: up to which the table's numbers are
-        taken for 0. bits: of places along the middle of the scene (paper: float16). degree: of harmonics that are
+        mask_rate: of learning masks; runs of under 6,000 steps learn as much faster, up to ten times. field_rate: of
+        the field. levels, table: of the hash grid; table is the power of two of a level's entries, 0: by the number
+        of Gaussians (paper: 16; 19 or 16). neurons: of a layer (paper: 64). stages, codes: of the books (paper: 6,
+        64). quantise: the share of steps before the books (paper: 29/30). threshold: up to which the table's numbers
+        are taken for 0. bits: of places along the middle of the scene (paper: float16). degree: of harmonics that are
         unpacked. views, width: pictures of a scene that it is learnt from, and pixels across. seed: of all draws.
     Differs from the paper:
         a scene can be packed, too: its own pictures are the teacher, the field first learns its harmonics, and none
