@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from holdall.errors import BadInput, CorruptArtefact
 from holdall.kinds import Spend
 from holdall.method import Paper, knob
+from holdall.optional import need
 from holdall.packed import Packed
 from holdall.splats.base import SplatCodec, given
 from holdall.splats.scene import Scene
@@ -98,6 +99,7 @@ class Compact3DGS(SplatCodec):
                 raise BadInput(name, getattr(self, name), f"{low} to {high}")
 
     def encode(self, x: Scene, budget: Spend = None, *, to: str | None = None) -> Packed:
+        need("torch", "splats")
         from holdall.splats.compact3dgs_work import from_scene
 
         return from_scene(self, given(x), self.allowed(x, budget)).kept(to)
@@ -116,12 +118,14 @@ class Compact3DGS(SplatCodec):
         budget: of the file. memory: bytes that this process may hold, photographs that are kept among them. start:
         Gaussians to begin with; most: at all.
         """
+        need("torch", "splats")
         from holdall.splats.compact3dgs_work import from_photographs
 
         packed = from_photographs(self, photos, budget, memory, start, most)
         return self.decode(packed), packed
 
     def decode(self, packed: Packed) -> Scene:
+        need("torch", "splats")
         from holdall.splats import compact3dgs_file
 
         if "scene" not in packed.arrays:
