@@ -86,7 +86,7 @@ class Coded(SplatCodec):
                 best = packed
             return packed.nbytes / limit
 
-        _search(filled, _ALLOWED, _NEAR, 1.0, start)
+        search(filled, _ALLOWED, _NEAR, 1.0, start)
         return best.kept(to)
 
     @staticmethod
@@ -96,7 +96,7 @@ class Coded(SplatCodec):
         if whole < _LARGE:
             return _STARTS
         part = trial.part()
-        return _search(
+        return search(
             lambda dial: part.at(dial).nbytes * whole / len(part.scene) / limit, 1.0, 0.98, 1.02, _STARTS
         )
 
@@ -109,7 +109,7 @@ class Coded(SplatCodec):
             return 1 / max(trial.psnr(), 1e-3)
 
         wanted = 1 / self.psnr
-        dial = _search(error, wanted, wanted * (1 - _CLOSE), wanted * (1 + _CLOSE), _STARTS, sign=-1)
+        dial = search(error, wanted, wanted * (1 - _CLOSE), wanted * (1 + _CLOSE), _STARTS, sign=-1)
         return tried[dial]
 
     def decode(self, packed: Packed) -> Scene:
@@ -170,7 +170,7 @@ class _Trial:
         return object_psnr(self.truth, pictures(self.back, cameras))
 
 
-def _search(
+def search(
     measure: Callable[[float], float], goal: float, low: float, high: float, start: float, sign: int = 1
 ) -> float:
     """The dial where `measure` is in [low, high], or the nearest that was tried. sign: 1 if it falls as the dial grows.

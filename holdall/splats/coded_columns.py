@@ -135,16 +135,16 @@ def read(raw: np.ndarray, *known: Any) -> np.ndarray:
     return values
 
 
-def used(shape: tuple[int, ...], colours: bool) -> np.ndarray:
-    """Which weights there are: of view-dependent colours only of the neighbours and of the coefficient before, so that
-    the table stays small."""
+def used(shape: tuple[int, ...], harmonic: int | None) -> np.ndarray:
+    """Which weights there are: of view-dependent colours (from column `harmonic` on) only of the neighbours and of the
+    coefficient before, so that the table stays small."""
     columns, wide = shape
     found = np.ones(shape, bool)
     for a in range(columns):
         found[a, wide - BEFORE + min(a, BEFORE) :] = False
-    if colours:
-        found[3:, 1 : wide - BEFORE - 2] = False
-        found[3:, wide - BEFORE + 3 :] = False
+    if harmonic is not None:
+        found[harmonic:, 1 : wide - BEFORE - 2] = False
+        found[harmonic:, wide - BEFORE + 3 :] = False
     return found
 
 
