@@ -102,18 +102,6 @@ def around(
     return cameras
 
 
-def orbit(scene: Scene, count: int, *, width: int = 640, height: int = 480) -> list[Camera]:
-    """One turn, from a little above."""
-    middle, radius = _ball(scene)
-    cameras = []
-    for i in range(count):
-        angle = 2 * math.pi * i / count
-        direction = np.array([0.95 * math.cos(angle), 0.3, 0.95 * math.sin(angle)])
-        place = middle + 2.4 * radius * direction
-        cameras.append(looking(place, middle, width=width, height=height, name=f"orbit {i}"))
-    return cameras
-
-
 def _ball(scene: Scene) -> tuple[NDArray[Any], float]:
     low, high = scene.box()
     radius = float(np.linalg.norm(high.astype(np.float64) - low)) / 2
