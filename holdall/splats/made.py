@@ -21,8 +21,15 @@ def solids(count: int = 3000, degree: int = 2, seed: int = 0) -> Scene:
     """A ring, a ball and a floor, `count` Gaussians in all. Nearby ones are alike, as in trained scenes."""
     rng = np.random.default_rng(seed)
     shares = rng.multinomial(count, (0.4, 0.3, 0.3))
-    parts = [made(rng, n) for made, n in zip((_ring, _ball, _floor), shares, strict=True)]
+    parts = [made(rng, n) for made, n in zip((ring, ball, floor), shares, strict=True)]
     means, normals = (np.concatenate(x) for x in zip(*parts, strict=True))
+    scene = dressed(rng, means, normals)
+    return scene.take(rng.permutation(count)).with_degree(degree)
+
+
+def dressed(rng: np.random.Generator, means: NDArray[Any], normals: NDArray[Any]) -> Scene:
+    """Gaussians [n] at places of surfaces, of degree 3: flat, patterned, shining, and some of them idle."""
+    count = len(means)
     colours = _pattern(means)
     flat = np.log(1.6 * np.sqrt(30 / count) * np.array([1, 1, 0.15])) - 1
     scales = flat + 0.35 * rng.standard_normal((count, 3)) + 0.25 * _wave(means, 2.0)[:, None]
@@ -37,26 +44,25 @@ def solids(count: int = 3000, degree: int = 2, seed: int = 0) -> Scene:
     kind = rng.integers(0, 3, len(idle))
     opacities[idle[kind == 0]] -= 6
     scales[idle[kind == 1]] -= 2.5
+    means = means.copy()
     means[idle[kind == 2]] -= 0.12 * normals[idle[kind == 2]]
-    order = rng.permutation(count)
-    scene = Scene(means[order], scales[order], quats[order], opacities[order], sh[order])
-    return scene.with_degree(degree)
+    return Scene(means, scales, quats, opacities, sh)
 
 
-def _ring(rng: np.random.Generator, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def ring(rng: np.random.Generator, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     a, b = 2 * np.pi * rng.random((2, n))
     out = np.stack([np.cos(a) * np.cos(b), np.sin(b), np.sin(a) * np.cos(b)], 1)
     along = np.stack([np.cos(a), np.zeros(n), np.sin(a)], 1)
     return 0.9 * along + 0.3 * out + [0, 0.4, 0], out
 
 
-def _ball(rng: np.random.Generator, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def ball(rng: np.random.Generator, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     out = rng.standard_normal((n, 3))
     out /= np.linalg.norm(out, axis=1, keepdims=True)
     return 0.45 * out + [0, 0.4, 0], out
 
 
-def _floor(rng: np.random.Generator, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def floor(rng: np.random.Generator, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     x, z = rng.uniform(-1.4, 1.4, (2, n))
     return np.stack([x, np.full(n, -0.2), z], 1), np.tile([0.0, 1.0, 0.0], (n, 1))
 
