@@ -67,9 +67,12 @@ class ColourField:
 
     def colours(self, features: Tensor, ways: Tensor) -> Tensor:
         """[..., 3] of features [..., F] seen along unit vectors [..., 3]."""
-        told = naive_harmonics(ways.reshape(-1, 3))[:, :WAYS].reshape(*ways.shape[:-1], WAYS)
+        return self.told(features, naive_harmonics(ways.reshape(-1, 3)).reshape(*ways.shape[:-1], -1))
+
+    def told(self, features: Tensor, harmonics: Tensor) -> Tensor:
+        """The same, of harmonics [..., WAYS or more] of the unit vectors."""
         one, two, three = self.layers
-        x = torch.relu(torch.cat([features, told], -1) @ one)
+        x = torch.relu(torch.cat([features, harmonics[..., :WAYS]], -1) @ one)
         return torch.relu(x @ two) @ three
 
     def __call__(self, means: Tensor, place: Any) -> Tensor:
@@ -84,11 +87,14 @@ class ColourField:
         seen = torch.as_tensor(np.asarray(places, np.float32)).reshape(-1, 3)
         weight = torch.cat([torch.ones(len(seen)), torch.full((len(around),), _PRIOR)])
         count, found = (degree + 1) ** 2, []
+        evenly_told = naive_harmonics(around)
         for some in means.split(_CHUNK):
-            ways = torch.cat([_unit(some[:, None] - seen), around.expand(len(some), -1, -1)], 1)
-            wide = self.features(some)[:, None].expand(-1, ways.shape[1], -1)
-            wanted = C0 * self.colours(wide, ways)  # [n, V, 3]
-            basis = naive_harmonics(ways.reshape(-1, 3))[:, :count].reshape(*ways.shape[:2], count)
+            ways = _unit(some[:, None] - seen)
+            told = naive_harmonics(ways.reshape(-1, 3)).reshape(*ways.shape[:2], -1)
+            told = torch.cat([told, evenly_told.expand(len(some), -1, -1)], 1)
+            wide = self.features(some)[:, None].expand(-1, told.shape[1], -1)
+            wanted = C0 * self.told(wide, told)  # [n, V, 3]
+            basis = told[:, :, :count]
             held = (basis * weight[:, None]).mT
             normal = held @ basis + _STEADY * torch.eye(count)
             found.append(torch.linalg.solve(normal, held @ wanted))

@@ -22,7 +22,8 @@ def _entry(x: Any, y: Any, z: Any, side: Any, size: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _cell(place: Any, side: Any, low: Any, part: Any) -> None:
     for c in range(3):
-        at = min(max(place[c], np.float32(0)), np.float32(1)) * np.float32(side)
+        inside = place[c] if place[c] > np.float32(0) else np.float32(0)  # of what is no number, too
+        at = min(inside, np.float32(1)) * np.float32(side)
         low[c] = min(np.int64(at), side - 1)
         part[c] = at - np.float32(low[c])
 

@@ -70,18 +70,18 @@ class Compact3DGS(SplatCodec):
         "https://arxiv.org/abs/2311.13681",
     )
     brief: ClassVar[dict[str, Any]] = {
-        "steps": 8, "views": 2, "width": 48, "levels": 8, "neurons": 16, "codes": 24,
+        "steps": 4, "views": 2, "width": 32, "levels": 4, "neurons": 8, "codes": 16,
     }  # fmt: skip
 
     steps: int = knob(0, "of training; 0: by what there is to learn", paper=30_000, other=3)
     lambda_mask: float = knob(0.01, "how much a Gaussian costs", paper=5e-4, other=0.0, at={"mask_rate": 1.0})
     mask_rate: float = knob(0.01, "of learning masks", other=1.0, at={"lambda_mask": 1.0})
     field_rate: float = knob(0.01, "of learning the field of colours", other=0.003)
-    levels: int = knob(16, "of the hash grid", other=4)
+    levels: int = knob(16, "of the hash grid", other=2)
     table: int = knob(0, "entries of a level, as the power of two; 0: by Gaussians", paper=19, other=6)
-    neurons: int = knob(32, "of a layer of the field", paper=64, other=8)
+    neurons: int = knob(32, "of a layer of the field", paper=64, other=4)
     stages: int = knob(6, "books of scales, and of rotations", other=3)
-    codes: int = knob(64, "entries of a book", other=16)
+    codes: int = knob(64, "entries of a book", other=8)
     quantise: float = knob(0.8, "share of the steps before forms are quantised", paper=29 / 30, other=0.3)
     threshold: float = knob(0.1, "up to which the table's numbers are 0", other=0.01)
     bits: int = knob(13, "of places along the scene", unit="bits", other=9)
@@ -97,6 +97,9 @@ class Compact3DGS(SplatCodec):
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise BadInput(name, getattr(self, name), f"{low} to {high}")
+        for name in ("lambda_mask", "mask_rate", "field_rate", "quantise", "threshold"):
+            if not 0 <= getattr(self, name) < 1e6:
+                raise BadInput(name, getattr(self, name), "a number of 0 and more")
 
     def encode(self, x: Scene, budget: Spend = None, *, to: str | None = None) -> Packed:
         need("torch", "splats")

@@ -51,6 +51,8 @@ class Compact:
     def scene(self, degree: int = 3) -> Scene:
         """With harmonics that are fitted to the field."""
         sh = self.field.harmonics(self.means, self.views, degree)
+        if not np.isfinite(sh).all():
+            raise _wrong("its field has no colours")
         return Scene(self.means, self.scales, self.quats, self.opacities, np.clip(sh, -1e4, 1e4))
 
 
@@ -215,7 +217,7 @@ def _grid(means: NDArray[Any], bits: int) -> tuple[NDArray[Any], float]:
 
 def _alphas(opacities: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
     """(uint8, the least, the largest) of activated opacities."""
-    alpha = 1 / (1 + np.exp(-opacities.astype(np.float64)))
+    alpha = 1 / (1 + np.exp(-np.clip(opacities.astype(np.float64), -50, 50)))
     low, high = (float(np.float32(v)) for v in (alpha.min(), alpha.max()))
     span = max(high - low, 1e-9)
     return np.clip(np.rint((alpha - low) / span * 255), 0, 255).astype(np.uint8), low, high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,8 @@ _EACH = 4  # bytes of a Gaussian beside its codes; rather too few, since what is
 _SLACK = 256  # bytes: what coded parts may vary by
 _PLACES = 24  # of cameras that are stored
 _LONG, _FAST = 6000, 10  # steps; in shorter runs masks learn as much faster, up to so many times
-_PHOTO_STEPS, _FEW = 3000, 24  # steps where none are asked for: from photographs, and of a small scene
+_PHOTO_STEPS, _FEW = 3000, 12  # steps where none are asked for: from photographs, and of a small scene
+_FAR, _VAST, _CLEAR = 1e8, 64.0, 20.0  # a place; sizes of the scene, a Gaussian's at most; a logit
 _SHARE = 8  # of the memory that photographs may take
 _GAUSSIAN, _PIXEL, _WORKING = (
     4000,
@@ -43,6 +45,7 @@ def from_scene(recipe: Compact3DGS, x: Scene, limit: int | None) -> Packed:
     from holdall.splats.coded_weights import views
     from holdall.splats.raster import render, significance
 
+    x = tamed(x)
     cameras = views(x, recipe.views, recipe.width)
     room = _room(recipe, limit, len(x))
     steps = recipe.steps or min(_PHOTO_STEPS, max(_FEW, len(x) // 4))
@@ -91,6 +94,21 @@ def from_photographs(
         quantise=_later(recipe, learner),
     )
     return _within(recipe, learner, cameras, limit)
+
+
+def tamed(x: Scene) -> Scene:
+    """Looks the same, without numbers that overflow when they are learnt: rotations of length 1; no Gaussian is larger
+    than many scenes, which would take all steps of the books."""
+    unit = x.quats / np.abs(x.quats).max(1, keepdims=True)
+    low, high = x.box()
+    most = np.log(_VAST * max(float(np.linalg.norm(high.astype(np.float64) - low)), 1e-9))
+    return replace(
+        x,
+        means=np.clip(x.means, -_FAR, _FAR),
+        scales=np.clip(x.scales, most - _VAST, most),
+        quats=unit / np.linalg.norm(unit, axis=1, keepdims=True),
+        opacities=np.clip(x.opacities, -_CLEAR, _CLEAR),
+    )
 
 
 def affordable(memory: int, cameras: list[Camera]) -> int:
