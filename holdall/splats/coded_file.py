@@ -43,8 +43,7 @@ class Passes:
         shape = (len(groups), table.shape[1] + 2 + coded_columns.BEFORE)
         return self.column(name, known, coded_columns.used(shape, self.harmonic(name)))
 
-    @staticmethod
-    def harmonic(name: str) -> int | None:
+    def harmonic(self, name: str) -> int | None:
         """The first of these columns that is of view-dependent colour."""
         return 3 if name == "colour" else None
 

@@ -25,7 +25,7 @@ from holdall.splats.scene import Scene
 RATES = {  # of 3D Gaussian splatting; `means` is in parts of the scene's extent
     "means": 1.6e-4, "scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "base": 2.5e-3, "rest": 2.5e-3 / 20,
 }  # fmt: skip
-_BETAS, _EPS = (0.9, 0.999), 1e-15
+BETAS, EPS = (0.9, 0.999), 1e-15
 _FALL = 0.01  # of the rate of means, at the end
 _PERCENT = 1e-2
 
@@ -108,11 +108,11 @@ class Learner:
         return rate * self.extent * _FALL**share
 
     def _adam(self, p: Tensor, grad: Tensor, one: Tensor, two: Tensor, rate: float) -> None:
-        a, b = _BETAS
+        a, b = BETAS
         one.lerp_(grad, 1 - a)
         two.mul_(b).addcmul_(grad, grad, value=1 - b)
         size = rate / (1 - a**self.done)
-        p.addcdiv_(one, (two / (1 - b**self.done)).sqrt_().add_(_EPS), value=-size)
+        p.addcdiv_(one, (two / (1 - b**self.done)).sqrt_().add_(EPS), value=-size)
 
     # who is there
 
