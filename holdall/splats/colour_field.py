@@ -31,8 +31,9 @@ def sides(levels: int) -> Any:
 
 
 class ColourField:
-    """table [levels, entries, 2]; layers [in, width], [width, width], [width, 3]; frame: middle [3] and half of the
-    side of the cube that is not bent. shown: what the table is taken for, where that is another one."""
+    """table [levels, entries, 2]; layers [in, width], [width, width], [width, out]; frame: middle [3] and half of the
+    side of the cube that is not bent. shown: what the table is taken for, where that is another one. Where `in` is what
+    the table gives alone, directions do not count."""
 
     def __init__(self, table: Tensor, layers: list[Tensor], frame: Any):
         self.table, self.layers = table, layers
@@ -40,12 +41,14 @@ class ColourField:
         self.shown: Any = None
 
     @classmethod
-    def fresh(cls, box: Any, *, levels: int, table: int, width: int, seed: int = 0) -> ColourField:
-        """table: entries of a level, as the power of two. box: low and high [3] of where most of the scene is."""
+    def fresh(
+        cls, box: Any, *, levels: int, table: int, width: int, seed: int = 0, ways: int = WAYS, out: int = 3
+    ) -> ColourField:
+        """table: entries of a level, as the power of two. box: low and high [3] of where most of the scene is. ways:
+        harmonics of directions that count, 0: none do."""
         draw = torch.Generator().manual_seed(seed)
-        wide = 2 * levels + WAYS
         layers = []
-        for m, n in ((wide, width), (width, width), (width, 3)):
+        for m, n in ((2 * levels + ways, width), (width, width), (width, out)):
             bound = (6 / (m + n)) ** 0.5
             layers.append((torch.rand(m, n, generator=draw) * 2 - 1) * bound)
         low, high = (np.asarray(b, np.float32) for b in box)
@@ -71,9 +74,15 @@ class ColourField:
 
     def told(self, features: Tensor, harmonics: Tensor) -> Tensor:
         """The same, of harmonics [..., WAYS or more] of the unit vectors."""
+        return self._through(torch.cat([features, harmonics[..., :WAYS]], -1))
+
+    def still(self, means: Tensor) -> Tensor:
+        """[N, out] of a field without directions."""
+        return self._through(self.features(means))
+
+    def _through(self, x: Tensor) -> Tensor:
         one, two, three = self.layers
-        x = torch.relu(torch.cat([features, harmonics[..., :WAYS]], -1) @ one)
-        return torch.relu(x @ two) @ three
+        return torch.relu(torch.relu(x @ one) @ two) @ three
 
     def __call__(self, means: Tensor, place: Any) -> Tensor:
         """[N, 3] as seen from a place."""

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from holdall.errors import CorruptArtefact
 from holdall.splats import coded_tree, compact3dgs_bits
 from holdall.splats.coded_near import AXIS_BITS, keys
 from holdall.splats.colour_field import WAYS, ColourField
+from holdall.splats.colour_field_file import field_read, floats, layers_written, rounded, table_written, wrong
 from holdall.splats.residual import Books
 from holdall.splats.scene import Scene
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 PARTS = ("places", "codes", "table", "layers", "books", "views")
 _HEAD = struct.Struct("<I6B2H4d10f6I")
-_TOP = 127  # steps of the table on either side of 0
 _SPARE = 4096
 
 
@@ -52,23 +50,8 @@ class Compact:
         """With harmonics that are fitted to the field."""
         sh = self.field.harmonics(self.means, self.views, degree)
         if not np.isfinite(sh).all():
-            raise _wrong("its field has no colours")
+            raise wrong("its field has no colours")
         return Scene(self.means, self.scales, self.quats, self.opacities, np.clip(sh, -1e4, 1e4))
-
-
-def table_codes(table: Any, threshold: float) -> tuple[Any, float]:
-    """(whole numbers of a table [levels, entries, 2], a tensor; their step): 0 for what is no larger than threshold."""
-    step = max(float(table.detach().abs().max()), 1e-6) / _TOP
-    step = float(np.float32(step))
-    codes = torch.where(table.abs() > threshold, torch.round(table / step), 0.0).clamp(-_TOP, _TOP)
-    return codes, step
-
-
-def rounded(books: Books) -> tuple[Books, NDArray[Any], float]:
-    """(as they decode, float16, their unit)."""
-    unit = float(np.float32(max(float(np.abs(books.tables).max()), 1e-30)))
-    halves = (books.tables / np.float32(unit)).astype(np.float16)
-    return Books(halves.astype(np.float32) * np.float32(unit)), halves, unit
 
 
 def form_of(taken: NDArray[Any], least: float) -> NDArray[Any]:
@@ -82,7 +65,7 @@ def least_scale(scales: NDArray[Any]) -> float:
 
 def write(x: Compact, bits: int, threshold: float) -> tuple[NDArray[Any], dict[str, int]]:
     """(the stream, uint8; bytes by part). bits: of places, along the longest side of the middle."""
-    low, cell = _grid(x.means.astype(np.float64), bits)
+    low, cell = grid_of(x.means.astype(np.float64), bits)
     grid = np.floor((x.means - low) / cell).astype(np.int64)
     order = np.argsort(keys(grid), kind="stable")
     x, grid = x.take(order), grid[order]
@@ -93,16 +76,15 @@ def write(x: Compact, bits: int, threshold: float) -> tuple[NDArray[Any], dict[s
     )
     scale_codes = scale_books.encode(np.exp(x.scales))
     quat_codes = quat_books.encode(x.quats)
-    alpha, dim, bright = _alphas(x.opacities)
-    codes, step = table_codes(x.field.table, threshold)
-    levels, entries, _ = codes.shape
-    layers = np.concatenate([p.numpy(force=True).astype(np.float16).reshape(-1) for p in x.field.layers])
+    alpha, dim, bright = alphas(x.opacities)
+    table, step = table_written(x.field.table, threshold)
+    levels, entries, _ = x.field.table.shape
     rows = np.concatenate([alpha[:, None], scale_codes, quat_codes], 1)
     raw = {
         "places": coded_tree.written(grid, deep),
         "codes": compact3dgs_bits.written(rows, np.zeros(len(rows), np.int64), 1),
-        "table": compact3dgs_bits.written(*_table_rows(codes.numpy(force=True)), levels),
-        "layers": layers.view(np.uint8),
+        "table": table,
+        "layers": layers_written(x.field.layers),
         "books": np.concatenate([scale_raw.reshape(-1), quat_raw.reshape(-1)]).view(np.uint8),
         "views": np.asarray(x.views, np.float32).reshape(-1).view(np.uint8),
     }
@@ -127,25 +109,16 @@ def read(stream: NDArray[Any]) -> Compact:
     least, dim, bright, step, scale_unit, quat_unit = numbers[:6]
     grid = coded_tree.read(raw["places"], n, deep)
     if grid is None:
-        raise _wrong("its tree does not add up")
+        raise wrong("its tree does not add up")
     rows = compact3dgs_bits.read(raw["codes"], (n, 1 + 2 * stages), np.zeros(n, np.int64), 1)
     if rows[:, 1:].max() >= size:
-        raise _wrong("its codes name entries that there are not")
-    books = _floats(raw["books"], "<f2", stages * size * 7)
+        raise wrong("its codes name entries that there are not")
+    books = floats(raw["books"], "<f2", stages * size * 7)
     split = stages * size * 3
     scale_books = Books(books[:split].reshape(stages, size, 3) * np.float32(scale_unit))
     quat_books = Books(books[split:].reshape(stages, size, 4) * np.float32(quat_unit))
-    shape = (levels << log, 2)
-    codes = compact3dgs_bits.read(raw["table"], shape, np.repeat(np.arange(levels), 1 << log), levels)
-    table = (codes.astype(np.float32) - 128) * np.float32(step)
-    wide = 2 * levels + WAYS
-    layers = _floats(raw["layers"], "<f2", (wide + width + 3) * width)
-    cuts = np.split(layers, [wide * width, (wide + width) * width])
-    field = ColourField(
-        torch.from_numpy(table.reshape(levels, 1 << log, 2)),
-        [torch.from_numpy(c.reshape(-1, k)) for c, k in zip(cuts, (width, width, 3), strict=True)],
-        numbers[6:],
-    )
+    shapes = (2 * levels + WAYS, width), (width, width), (width, 3)
+    field = field_read(raw["table"], raw["layers"], levels, log, step, shapes, numbers[6:])
     alpha = np.clip(dim + rows[:, 0].astype(np.float64) / 255 * (bright - dim), 1e-6, 1 - 1e-6)
     quats = quat_books.decode(rows[:, 1 + stages :])
     quats[np.abs(quats).max(1) < 1e-6, 0] = 1
@@ -155,13 +128,13 @@ def read(stream: NDArray[Any]) -> Compact:
         quats,
         np.log(alpha / (1 - alpha)).astype(np.float32),
         field, scale_books, quat_books,
-        _floats(raw["views"], "<f4", 3 * views).reshape(-1, 3),
+        floats(raw["views"], "<f4", 3 * views).reshape(-1, 3),
     )  # fmt: skip
 
 
 def _opened(stream: NDArray[Any]) -> tuple[tuple[Any, ...], dict[str, NDArray[Any]]]:
     if stream.dtype != np.uint8 or stream.ndim != 1 or stream.size < _HEAD.size:
-        raise _wrong("its head is none")
+        raise wrong("its head is none")
     told = _HEAD.unpack(stream[: _HEAD.size].tobytes())
     n, deep, stages, size, levels, log, spare, width, views = told[:9]
     numbers = np.array(told[9:23])
@@ -176,18 +149,14 @@ def _opened(stream: NDArray[Any]) -> tuple[tuple[Any, ...], dict[str, NDArray[An
         and bool((np.abs(numbers) < 1e30).all())
     )
     if not fine or not (numbers[[3, 4, 13]] > 0).all():
-        raise _wrong("its head is none")
+        raise wrong("its head is none")
     if _smallest(n, levels << log) > stream.size:
-        raise _wrong("it is too short for what it says")
+        raise wrong("it is too short for what it says")
     ends = _HEAD.size + np.cumsum((0, *told[23:]))
     if ends[-1] > stream.size:
-        raise _wrong("it is cut short")
+        raise wrong("it is cut short")
     raw = {name: stream[a:b] for name, a, b in zip(PARTS, ends[:-1], ends[1:], strict=True)}
     return told, raw
-
-
-def _wrong(why: str) -> CorruptArtefact:
-    return CorruptArtefact("a compact scene", why)
 
 
 def _smallest(count: int, entries: int) -> int:
@@ -195,17 +164,7 @@ def _smallest(count: int, entries: int) -> int:
     return max(count, entries // 64) - _SPARE
 
 
-def _floats(raw: NDArray[Any], kind: str, count: int) -> NDArray[Any]:
-    width = np.dtype(kind).itemsize
-    if raw.size != count * width:
-        raise _wrong("its tables do not have the size that its head tells")
-    found = raw.copy().view(kind).astype(np.float32)
-    if not (np.abs(found) < 1e9).all():
-        raise _wrong("its tables are not numbers")
-    return found
-
-
-def _grid(means: NDArray[Any], bits: int) -> tuple[NDArray[Any], float]:
+def grid_of(means: NDArray[Any], bits: int) -> tuple[NDArray[Any], float]:
     """(corner, cell): so many bits for the middle of the scene, coarser only where strays are too far away."""
     low, high = np.quantile(means, [0.01, 0.99], axis=0)
     all_low, all_high = means.min(0), means.max(0)
@@ -215,14 +174,9 @@ def _grid(means: NDArray[Any], bits: int) -> tuple[NDArray[Any], float]:
     return all_low - cell / 2, cell
 
 
-def _alphas(opacities: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
+def alphas(opacities: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
     """(uint8, the least, the largest) of activated opacities."""
     alpha = 1 / (1 + np.exp(-np.clip(opacities.astype(np.float64), -50, 50)))
     low, high = (float(np.float32(v)) for v in (alpha.min(), alpha.max()))
     span = max(high - low, 1e-9)
     return np.clip(np.rint((alpha - low) / span * 255), 0, 255).astype(np.uint8), low, high
-
-
-def _table_rows(codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    levels, entries, _ = codes.shape
-    return (codes.reshape(-1, 2) + 128).astype(np.uint8), np.repeat(np.arange(levels), entries)

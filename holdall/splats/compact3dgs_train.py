@@ -17,7 +17,8 @@ from torch import Tensor
 from holdall.progress import track
 from holdall.splats.camera import Camera
 from holdall.splats.colour_field import ColourField
-from holdall.splats.compact3dgs_file import Compact, form_of, least_scale, table_codes
+from holdall.splats.colour_field_file import table_codes
+from holdall.splats.compact3dgs_file import Compact, form_of, least_scale
 from holdall.splats.compact3dgs_turns import nearest_to_none
 from holdall.splats.learner import RATES, Learner
 from holdall.splats.likeness import photometric
@@ -70,12 +71,7 @@ class CompactLearner(Learner):
             background=background,
             seed=seed,
         )
-        for name in ("base", "rest"):
-            del self.params[name], self._moments[name]
-        mask = torch.ones(len(scene))
-        self.params["mask"] = mask
-        self._moments["mask"] = (torch.zeros_like(mask), torch.zeros_like(mask))
-        self._fresh()
+        self.exchange(("base", "rest"), {"mask": torch.ones(len(scene))})
         self.field, self.lambda_mask, self.threshold, self.field_rate = (
             field,
             lambda_mask,
@@ -95,14 +91,10 @@ class CompactLearner(Learner):
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         p = self.params
-        there = torch.sigmoid(p["mask"])
-        kept = there > EPS
-        soft = there - there.detach()  # 0, with the gradient that a mask of 1 passes on
+        soft, opacities = opened(p["mask"], p["opacities"])
         scales, quats = self._formed()
-        opacity = torch.sigmoid(p["opacities"]).detach().clamp(max=1 - 1e-4)
-        opacities = torch.where(kept, p["opacities"] + soft / (1 - opacity), _HIDDEN)
         base = self.field(p["means"], self._eye)
-        return p["means"], scales + soft[:, None], quats, opacities, base[:, None]
+        return p["means"], scales + soft, quats, opacities, base[:, None]
 
     def _formed(self) -> tuple[Tensor, Tensor]:
         """Scales and rotations: as they are, or as the books have them, with gradients straight through."""
@@ -124,23 +116,12 @@ class CompactLearner(Learner):
         return seen + self.lambda_mask * torch.sigmoid(self.params["mask"]).mean()
 
     def step(self, loss: Tensor) -> float:
-        share = self.done / self.steps if self.steps else 0.0
-        warm = min(1.0, _COLD + (1 - _COLD) * self.done / min(_WARM, max(1, self.steps // 10)))
         for group in self._teach.param_groups:
-            group["lr"] = self.field_rate * warm * _FALL ** sum(share >= f for f in _FALLS)
+            group["lr"] = self.field_rate * pace(self.done, self.steps)
         found = super().step(loss)
         self._teach.step()
         self._teach.zero_grad()
         return found
-
-    @torch.no_grad()
-    def cut(self) -> int:
-        """Gaussians whose mask is shut go, and their moments; how many. One stays."""
-        mask = self.params["mask"]
-        keep = torch.sigmoid(mask) > EPS
-        keep[mask.argmax()] = True
-        self.prune(keep)
-        return int((~keep).sum())
 
     @torch.no_grad()
     def quantise(self, stages: int, codes: int, seed: int = 0) -> None:
@@ -156,11 +137,7 @@ class CompactLearner(Learner):
             Books.learnt(np.exp(scales), stages, codes, seed),
             Books.learnt(quats, stages, codes, seed + 1),
         )
-        self.field.shown = self._stepped
-
-    def _stepped(self, table: Tensor) -> Tensor:
-        codes, step = table_codes(table, self.threshold)
-        return table + (codes * step - table).detach()
+        self.field.shown = lambda table: stepped(table, self.threshold)
 
     def compact(self, views: Any) -> Compact:
         """What is to be stored. views: places [V, 3] of cameras."""
@@ -168,6 +145,38 @@ class CompactLearner(Learner):
         x = self.scene()
         quats = x.quats / np.linalg.norm(x.quats, axis=1, keepdims=True)
         return Compact(x.means, x.scales, quats, x.opacities, self.field, *self.books, views)
+
+
+def pace(done: int, steps: int) -> float:
+    """Of a field's rate: slow at first, then whole, and three times a third of it."""
+    share = done / steps if steps else 0.0
+    warm = min(1.0, _COLD + (1 - _COLD) * done / min(_WARM, max(1, steps // 10)))
+    return float(warm * _FALL ** sum(share >= f for f in _FALLS))
+
+
+def stepped(table: Tensor, threshold: float) -> Tensor:
+    """As it will be stored, with gradients straight through."""
+    codes, step = table_codes(table, threshold)
+    return table + (codes * step - table).detach()
+
+
+def opened(mask: Tensor, opacities: Tensor) -> tuple[Tensor, Tensor]:
+    """(logarithm of what a mask leaves of a size: 0, with the gradient that a mask of 1 passes on; logits of opacities,
+    which it scales, too)."""
+    there = torch.sigmoid(mask)
+    soft = there - there.detach()
+    opacity = torch.sigmoid(opacities).detach().clamp(max=1 - 1e-4)
+    return soft[:, None], torch.where(there > EPS, opacities + soft / (1 - opacity), _HIDDEN)
+
+
+@torch.no_grad()
+def cut(learner: Learner) -> int:
+    """Gaussians whose mask is shut go, and their moments; how many. One stays."""
+    mask = learner.params["mask"]
+    keep = torch.sigmoid(mask) > EPS
+    keep[mask.argmax()] = True
+    learner.prune(keep)
+    return int((~keep).sum())
 
 
 def learnt(
@@ -194,5 +203,5 @@ def learnt(
         due = (step + 1) % plan.grow_each == 0 and step + 1 < plan.steps
         if due and grow_from <= step < until:
             learner.grow(above=plan.above, most=plan.most)
-        if due and isinstance(learner, CompactLearner):
-            learner.cut()
+        if due and "mask" in learner.params:
+            cut(learner)

@@ -15,7 +15,7 @@ from holdall.splats.camera import Camera
 from holdall.splats.colour_field import ColourField
 from holdall.splats.compact3dgs_file import Compact, write
 from holdall.splats.compact3dgs_start import from_photos
-from holdall.splats.compact3dgs_train import CompactLearner, Plan, learnt
+from holdall.splats.compact3dgs_train import CompactLearner, Plan, cut, learnt
 from holdall.splats.naive_raster import naive_harmonics
 from holdall.splats.residual import Books
 from holdall.splats.scene import C0, Scene
@@ -196,7 +196,7 @@ def _within(recipe: Compact3DGS, learner: CompactLearner, cameras: list[Camera],
     """The file; with a budget the Gaussians that are seen most, as many as fit."""
     from holdall.splats.raster import significance
 
-    learner.cut()
+    cut(learner)
     if learner.books is None:
         learner.quantise(recipe.stages, recipe.codes, recipe.seed)
     whole = learner.compact(places_of(cameras))

@@ -60,6 +60,15 @@ class Learner:
     def __len__(self) -> int:
         return len(self.params["means"])
 
+    def exchange(self, gone: Sequence[str], more: Mapping[str, Tensor]) -> None:
+        """Other leaves in the place of some: for methods that train something else. Their moments begin at 0."""
+        for name in gone:
+            del self.params[name], self._moments[name]
+        for name, new in more.items():
+            self.params[name] = new.clone()
+            self._moments[name] = (torch.zeros_like(new), torch.zeros_like(new))
+        self._fresh()
+
     def _fresh(self) -> None:
         for name, p in self.params.items():
             self.params[name] = p.detach().requires_grad_(bool(self.rates[name]))

@@ -18,13 +18,14 @@ torch = pytest.importorskip("torch")
 compact3dgs_bits = pytest.importorskip("holdall.splats.compact3dgs_bits", reason="numba")
 
 from holdall.splats import (  # noqa: E402
+    colour_field_file,
     compact3dgs_file,
     compact3dgs_start,
     compact3dgs_turns,
     compact3dgs_work,
 )
 from holdall.splats.colour_field import ColourField, _Grid, contracted, evenly, naive_features  # noqa: E402
-from holdall.splats.compact3dgs_train import CompactLearner, Plan, learnt  # noqa: E402
+from holdall.splats.compact3dgs_train import CompactLearner, Plan, cut, learnt  # noqa: E402
 from holdall.splats.learner import Learner, beginning  # noqa: E402
 from holdall.splats.naive_raster import naive_harmonics, naive_render  # noqa: E402
 from holdall.splats.raster import significance  # noqa: E402
@@ -143,12 +144,12 @@ def test_what_is_shut_is_not_drawn_and_goes_with_its_moments(studio):
         learner.params["mask"][10:] = -6.0
         before = learner.show(camera)
     moments = learner._moments["means"][0][:10].clone()
-    assert moments.abs().sum() > 0 and learner.cut() == 30 and len(learner) == 10
+    assert moments.abs().sum() > 0 and cut(learner) == 30 and len(learner) == 10
     assert torch.equal(learner._moments["means"][0], moments)
     with torch.no_grad():
         torch.testing.assert_close(learner.show(camera), before)
         learner.params["mask"][:] = -6.0
-    learner.cut()
+    cut(learner)
     assert len(learner) == 1
 
 
@@ -294,7 +295,7 @@ def test_the_field_learns_the_harmonics_that_a_scene_has():
 
 def test_the_table_is_stored_in_even_steps_and_small_numbers_are_none():
     table = torch.tensor([[[0.05, -0.3], [1.27, -0.101]]])
-    codes, step = compact3dgs_file.table_codes(table, 0.1)
+    codes, step = colour_field_file.table_codes(table, 0.1)
     assert np.isclose(step, 0.01) and codes.tolist() == [[[0, -30], [127, -10]]]
 
 
@@ -331,9 +332,9 @@ def test_a_head_that_cannot_be_is_refused(studio, masked):
         if bad[at] != stream[at]:
             with pytest.raises(CorruptArtefact):
                 compact3dgs_file.read(bad)
-    for cut in (0, 30, 150, stream.size // 2, stream.size - 1):
+    for end in (0, 30, 150, stream.size // 2, stream.size - 1):
         with pytest.raises(CorruptArtefact):
-            compact3dgs_file.read(stream[:cut])
+            compact3dgs_file.read(stream[:end])
 
 
 def test_a_field_whose_colours_overflow_is_refused_and_places_that_are_no_numbers_read_no_memory(studio):
