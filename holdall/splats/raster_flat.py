@@ -47,6 +47,7 @@ class Flat:
 
 
 def flat_of(scene: Scene, camera: Camera, threads: int = 0) -> Flat:
+    scene = scene.seen_from(camera)
     view, eye, size = lens(camera), camera.place, -(-camera.height // SIDE)
     columns = tuple(scene.arrays().values())
     depth = np.empty(len(scene))

@@ -67,6 +67,11 @@ class Scene:
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in NAMES}
 
+    def seen_from(self, camera: Camera) -> Scene:
+        """What that camera is shown, the same Gaussians in order: itself, unless how they look depends on the view in
+        more than harmonics."""
+        return self
+
     def take(self, which: Any) -> Scene:
         """Those Gaussians, in that order; shares no memory with the whole."""
         taken: dict[str, Any] = {name: np.array(a[which]) for name, a in self.arrays().items()}
