@@ -15,7 +15,15 @@ Inputs = Annotated[
         metavar="PHOTOS", help="A folder with NeRF's transforms.json or COLMAP's sparse/0; a path or URL."
     ),
 ]
-With = Annotated[str, typer.Option("--with", help="A method that learns from photographs.", metavar="METHOD")]
+With = Annotated[
+    str | None,
+    typer.Option(
+        "--with",
+        help="A method that learns from photographs; by default splats.compact3dgs, or splats.compact_moving of "
+        "photographs with times.",
+        metavar="METHOD",
+    ),
+]
 Out = Annotated[str, typer.Option("--output", "-o", help="The .hold file.")]
 Memory = Annotated[str | None, typer.Option("--memory", help='What this process may hold: "2GB".')]
 BudgetText = Annotated[
@@ -40,7 +48,7 @@ def register(app: typer.Typer) -> None:
 def fit_scene(
     photos: Inputs,
     output: Out,
-    with_: With = "splats.compact3dgs",
+    with_: With = None,
     memory: Memory = None,
     budget: BudgetText = None,
     hold_back: Held = 8,
@@ -53,7 +61,8 @@ def fit_scene(
     """Learn a compact scene of 3D Gaussians from photographs whose cameras are known.
 
     Options of a method are its fields: `holdall fit-scene photos/ --memory 2GB --steps 3000 -o scene.hold`.
-    What is told of quality is measured on photographs that are held out, drawn from what is unpacked from the file.
+    Photographs whose frames have a "time" (0 to 1) become a scene that moves. What is told of quality is measured on
+    photographs that are held out, drawn from what is unpacked from the file.
     """
     from holdall.budget import Budget
     from holdall.cli.knobs import separate
@@ -63,7 +72,7 @@ def fit_scene(
     from holdall.places import size
 
     given, options = separate(photos, sets or ())
-    method, spare = _method(with_, options)
+    method, spare = _method(with_ or "splats.compact3dgs", options)
     given += spare
     if len(given) != 1:
         raise BadInput("photographs", " ".join(given) or "none", "one folder, or one transforms.json")
@@ -72,6 +81,8 @@ def fit_scene(
     _writable(output)
     with Meter() as meter:
         shots = _photos(given[0], hold_back, _background(background), limit)
+        if with_ is None and all(shots.cameras[i].time is not None for i in shots.train):
+            method, _ = _method("splats.compact_moving", options)
         scene, packed = method.fit(shots, budget, memory=limit, start=start, most=most)
         packed.save(output)
         row = {"input": given[0], "output": output, "photographs": len(shots.train), "gaussians": len(scene)}
@@ -130,12 +141,15 @@ def _judged(scene: Any, shots: Any) -> dict[str, Any]:
     """PSNR and SSIM on what was held out."""
     import numpy as np
 
+    from holdall.splats.moving import Moving
     from holdall.splats.quality import psnr, ssim
     from holdall.splats.raster import render
 
     errors, likes = [], []
     for i in shots.held_out:
-        shown = np.clip(render(scene, shots.cameras[i], shots.background).colour, 0, 1).astype(np.float64)
+        camera = shots.cameras[i]
+        now = scene.at(camera.time) if isinstance(scene, Moving) else scene
+        shown = np.clip(render(now, camera, shots.background).colour, 0, 1).astype(np.float64)
         true = shots.image(i).astype(np.float64)
         errors.append(float(((shown - true) ** 2).mean()))
         likes.append(ssim(shown, true))

@@ -25,7 +25,7 @@ _GOLDEN = math.pi * (3 - math.sqrt(5))
 class Camera:
     """A pinhole. rotation [3, 3] and translation [3] take the world to the camera, x right, y down, z forward.
 
-    fx, fy, cx, cy: in pixels; the centre of the first pixel is at (0.5, 0.5).
+    fx, fy, cx, cy: in pixels; the centre of the first pixel is at (0.5, 0.5). time: of a scene that moves, 0 to 1.
     """
 
     rotation: NDArray[Any]
@@ -37,6 +37,7 @@ class Camera:
     width: int
     height: int
     name: str = ""
+    time: float | None = None
 
     def __post_init__(self) -> None:
         for field, shape in (("rotation", (3, 3)), ("translation", (3,))):
@@ -48,6 +49,8 @@ class Camera:
             raise BadInput(
                 "camera", f"{self.width} x {self.height}, fx {self.fx}, fy {self.fy}", "sizes above 0"
             )
+        if self.time is not None and not 0 <= self.time <= 1:
+            raise BadInput("camera", f"{self.name or 'one'} at time {self.time}", "a time of 0 to 1")
 
     @property
     def place(self) -> NDArray[Any]:

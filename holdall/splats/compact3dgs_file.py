@@ -96,7 +96,7 @@ def write(x: Compact, bits: int, threshold: float) -> tuple[NDArray[Any], dict[s
         least, dim, bright, step, scale_unit, quat_unit, *x.field.frame, *lengths,
     )  # fmt: skip
     stream = np.frombuffer(head + b"".join(raw[name].tobytes() for name in PARTS), np.uint8)
-    spare = max(0, _smallest(len(x), levels * entries) - stream.size)
+    spare = max(0, smallest(len(x), levels * entries) - stream.size)
     stream = np.append(stream, np.zeros(spare, np.uint8))
     return stream, dict(zip(PARTS, lengths, strict=True))
 
@@ -119,14 +119,13 @@ def read(stream: NDArray[Any]) -> Compact:
     quat_books = Books(books[split:].reshape(stages, size, 4) * np.float32(quat_unit))
     shapes = (2 * levels + WAYS, width), (width, width), (width, 3)
     field = field_read(raw["table"], raw["layers"], levels, log, step, shapes, numbers[6:])
-    alpha = np.clip(dim + rows[:, 0].astype(np.float64) / 255 * (bright - dim), 1e-6, 1 - 1e-6)
     quats = quat_books.decode(rows[:, 1 + stages :])
     quats[np.abs(quats).max(1) < 1e-6, 0] = 1
     return Compact(
         (low + cell * (grid + 0.5)).astype(np.float32),
         form_of(scale_books.decode(rows[:, 1 : 1 + stages]), least),
         quats,
-        np.log(alpha / (1 - alpha)).astype(np.float32),
+        logits(rows[:, 0], dim, bright),
         field, scale_books, quat_books,
         floats(raw["views"], "<f4", 3 * views).reshape(-1, 3),
     )  # fmt: skip
@@ -150,7 +149,7 @@ def _opened(stream: NDArray[Any]) -> tuple[tuple[Any, ...], dict[str, NDArray[An
     )
     if not fine or not (numbers[[3, 4, 13]] > 0).all():
         raise wrong("its head is none")
-    if _smallest(n, levels << log) > stream.size:
+    if smallest(n, levels << log) > stream.size:
         raise wrong("it is too short for what it says")
     ends = _HEAD.size + np.cumsum((0, *told[23:]))
     if ends[-1] > stream.size:
@@ -159,7 +158,7 @@ def _opened(stream: NDArray[Any]) -> tuple[tuple[Any, ...], dict[str, NDArray[An
     return told, raw
 
 
-def _smallest(count: int, entries: int) -> int:
+def smallest(count: int, entries: int) -> int:
     """Bytes below which nobody believes that a stream holds so many Gaussians and entries of the table."""
     return max(count, entries // 64) - _SPARE
 
@@ -176,7 +175,21 @@ def grid_of(means: NDArray[Any], bits: int) -> tuple[NDArray[Any], float]:
 
 def alphas(opacities: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
     """(uint8, the least, the largest) of activated opacities."""
-    alpha = 1 / (1 + np.exp(-np.clip(opacities.astype(np.float64), -50, 50)))
-    low, high = (float(np.float32(v)) for v in (alpha.min(), alpha.max()))
+    return in_bytes(1 / (1 + np.exp(-np.clip(opacities.astype(np.float64), -50, 50))))
+
+
+def logits(codes: NDArray[Any], low: float, high: float) -> NDArray[Any]:
+    """float32, of what `alphas` gave."""
+    alpha = np.clip(of_bytes(codes, low, high), 1e-6, 1 - 1e-6)
+    return np.log(alpha / (1 - alpha)).astype(np.float32)
+
+
+def in_bytes(x: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
+    """(uint8, the least, the largest): even steps from the one to the other."""
+    low, high = (float(np.float32(v)) for v in (x.min(), x.max()))
     span = max(high - low, 1e-9)
-    return np.clip(np.rint((alpha - low) / span * 255), 0, 255).astype(np.uint8), low, high
+    return np.clip(np.rint((x - low) / span * 255), 0, 255).astype(np.uint8), low, high
+
+
+def of_bytes(codes: NDArray[Any], low: float, high: float) -> NDArray[Any]:
+    return low + codes.astype(np.float64) / 255 * (high - low)

@@ -24,8 +24,9 @@ _PLAIN = 2 / 255  # of the background's colour, which is empty
 _EMPTY = 1  # photographs may be wrong about a place
 
 
-def from_photos(photos: Photos, count: int, seed: int = 0) -> Scene:
-    """Round Gaussians: at the points of the photographs' own model, at most `count` of them, or by lot."""
+def from_photos(photos: Photos, count: int, seed: int = 0, absent: float = 0.0) -> Scene:
+    """Round Gaussians: at the points of the photographs' own model, at most `count` of them, or by lot. absent: share
+    of photographs that may show a place to be empty, where things move."""
     rng = np.random.default_rng(seed)
     if photos.points is not None and len(photos.points):
         some = rng.permutation(len(photos.points))[:count]
@@ -45,7 +46,8 @@ def from_photos(photos: Photos, count: int, seed: int = 0) -> Scene:
         solid = inside & ~plain
         total[solid] += shown[solid]
         seen += solid
-    order = np.argsort(np.where(empty <= _EMPTY, 0, empty), kind="stable")  # drawn by lot, so ties are, too
+    free = max(_EMPTY, absent * len(asked))
+    order = np.argsort(np.where(empty <= free, 0, empty), kind="stable")  # drawn by lot, so ties are, too
     kept = order[:count]
     colours = np.where(seen[kept, None] > 0, total[kept] / np.maximum(seen[kept, None], 1), 0.5)
     return beginning(places[kept].astype(np.float32), colours)

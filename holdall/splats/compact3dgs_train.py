@@ -127,7 +127,7 @@ class CompactLearner(Learner):
     def quantise(self, stages: int, codes: int, seed: int = 0) -> None:
         """From now on forms come out of books, and the table of colours in steps."""
         p = self.params
-        scales, quats = nearest_to_none(p["scales"].detach().numpy(), p["quats"].detach().numpy())
+        scales, quats, *_ = nearest_to_none(p["scales"].detach().numpy(), p["quats"].detach().numpy())
         for name, new in (("scales", scales), ("quats", quats)):
             p[name].copy_(torch.from_numpy(new))
             for m in self._moments[name]:

@@ -53,8 +53,11 @@ def turned(quats: NDArray[Any]) -> NDArray[Any]:
     return np.stack(rows, 1).reshape(-1, 3, 3)
 
 
-def nearest_to_none(scales: NDArray[Any], quats: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The same Gaussians with axes named so that they turn as little as can be: scales, unit quaternions, w above 0."""
+def nearest_to_none(
+    scales: NDArray[Any], quats: NDArray[Any], *spins: NDArray[Any]
+) -> tuple[NDArray[Any], ...]:
+    """The same Gaussians with axes named so that they turn as little as can be: scales, unit quaternions, w above 0;
+    and what is added to unit quaternions in time, of the same names."""
     unit = quats.astype(np.float64)
     unit = unit / np.abs(unit).max(1, keepdims=True)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
@@ -62,5 +65,6 @@ def nearest_to_none(scales: NDArray[Any], quats: NDArray[Any]) -> tuple[NDArray[
     all_ = multiplied(unit[:, None], names)  # [N, 24, 4]
     best = np.abs(all_[:, :, 0]).argmax(1)
     found = all_[np.arange(len(unit)), best]
-    found = found * np.where(found[:, :1] < 0, -1, 1)
-    return np.take_along_axis(scales, axes[best], 1), found.astype(np.float32)
+    sign = np.where(found[:, :1] < 0, -1, 1)
+    more = [(sign * multiplied(s.astype(np.float64), names[best])).astype(np.float32) for s in spins]
+    return np.take_along_axis(scales, axes[best], 1), (sign * found).astype(np.float32), *more

@@ -29,7 +29,7 @@ WHITE = (1.0, 1.0, 1.0)
 _EACH = 4  # bytes of a Gaussian beside its codes; rather too few, since what is too much for a budget is cut
 _SLACK = 256  # bytes: what coded parts may vary by
 _PLACES = 24  # of cameras that are stored
-_LONG, _FAST = 6000, 10  # steps; in shorter runs masks learn as much faster, up to so many times
+LONG, FAST = 6000, 10  # steps; in shorter runs masks learn as much faster, up to so many times
 _PHOTO_STEPS, _FEW = 3000, 12  # steps where none are asked for: from photographs, and of a small scene
 _FAR, _VAST, _CLEAR = 1e8, 64.0, 20.0  # a place; sizes of the scene, a Gaussian's at most; a logit
 _SHARE = 8  # of the memory that photographs may take
@@ -164,7 +164,7 @@ def _learner(
         scene,
         field,
         lambda_mask=recipe.lambda_mask,
-        mask_rate=recipe.mask_rate * min(_FAST, max(1.0, _LONG / steps)),
+        mask_rate=recipe.mask_rate * min(FAST, max(1.0, LONG / steps)),
         field_rate=recipe.field_rate,
         threshold=recipe.threshold,
         steps=steps,

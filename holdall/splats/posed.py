@@ -3,6 +3,7 @@
 photos = read_photos("lego/")                  # a folder with transforms_train.json, or with sparse/0 and images
 photos.cameras[3], photos.image(3)             # float32 [height, width, 3], decoded when it is asked for
 photos.train, photos.held_out                  # which ones to learn from, and which to be judged on
+photos.cameras[3].time                         # 0 to 1, where frames have times, else None
 cameras_of(text)                               # of a transforms.json, without the photographs
 """
 
@@ -178,8 +179,16 @@ def _camera(told: Mapping[str, Any], name: str, size: Size | None) -> Camera:
     rotation, translation = _inverse(told.get("transform_matrix"), name)
     return Camera(
         rotation, translation, fx, fy, wide / 2 if cx is None else cx, high / 2 if cy is None else cy,
-        int(wide), int(high), name,
+        int(wide), int(high), name, _time(told, name),
     )  # fmt: skip
+
+
+def _time(told: Mapping[str, Any], name: str) -> float | None:
+    """Of frames of what moves: from 0, the first moment, to 1, the last."""
+    time = _number(told, "time", name)
+    if time is not None and not 0 <= time <= 1:
+        raise BadInput("camera", f"{name}, whose time is {time:g}", "0 to 1: the first moment to the last")
+    return time
 
 
 def _number(told: Mapping[str, Any], key: str, name: str) -> float | None:
