@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +29,7 @@ class Passes:
     """The parts one after another. A subclass says what becomes of each: written, or read."""
 
     parts: ClassVar[tuple[str, ...]] = PARTS
+    rough: ClassVar[coded_layout.Rough] = coded_layout.Rough()
 
     def __init__(self, places: np.ndarray, dial: float):
         self.near, self.places, self.dial = Near.of(places), places, dial
@@ -61,12 +61,13 @@ class Passes:
         self.level = np.clip(level[:, 0].astype(np.int64), 0, 31)
         base, form = coded_layout.base(level[:, 0], self.dial), coded_layout.base(level.sum(1), self.dial)
         lesser = np.clip(level[:, 1] + 6, 0, 15).astype(np.int64)
-        kinds = np.array([coded_layout.SCALE] * 3 + [coded_layout.ALPHA])
+        rough = self.rough
+        kinds = np.array([coded_layout.SCALE * rough.scale] * 3 + [coded_layout.ALPHA * rough.alpha])
         steps = coded_layout.bounded(form[:, None] * kinds, 4.0)
         shape = self.columns("shape", [dense, *level.T], steps, [self.level, lesser, self.dense // 2], k(4))
         scales = shape[:, :3]
         flat = buckets(shape[:, 0] - shape[:, 2], 0.4, 0, 15)
-        needle, turning = coded_layout.turn_steps(scales, form)
+        needle, turning = coded_layout.turn_steps(scales, rough.turn * form)
         frames = self.turns(needle, turning, np.stack([self.level, flat], 1))
         opaque = buckets(-shape[:, 3], 0.25, 0, 15)
         facts = [dense, *level.T, *shape.T]
@@ -142,20 +143,22 @@ class Reading(Passes):
 
 
 def write(
-    x: Prepared, dial: float, made: Callable[..., Writing] = Writing
+    x: Prepared, dial: float, made: type[Writing] = Writing, *known: Any
 ) -> tuple[np.ndarray, Scene, dict[str, int]]:
-    """(the stream, uint8; the scene as it decodes; bytes by part). made: what writes the parts."""
+    """(the stream, uint8; the scene as it decodes; bytes by part). made: what writes the parts, and what more it
+    is told."""
     dial = float(np.float32(dial))
-    low, cell = x.places.min(0), coded_layout.cell(x.places, x.scales, x.seen, dial)
+    rough = made.rough
+    low, cell = x.places.min(0), coded_layout.cell(x.places, x.scales, x.seen, dial, rough.place)
     at = (x.places - low) / cell
     grid = np.floor(at).astype(np.int64)
     order = np.lexsort((*coded_layout.classed(x.seen, dial).T, keys(grid)))
     x, grid, at = x.take(order), grid[order], at[order]
     bits = max(1, int(grid.max()).bit_length())
-    work = made(x, grid, dial, order)
+    work = made(x, grid, dial, order, *known)
     harmonics = x.colours.shape[1] // 3
     level, shape, frames, colours = work.run(harmonics)
-    below = coded_layout.below(cell, dial)
+    below = coded_layout.below(cell, dial * rough.place)
     fine = coded_layout.finer(shape[:, :3], level.sum(1), below)
     inside = np.floor((at - grid) * (1 << fine)[:, None]).astype(np.int64)
     inside = np.minimum(inside, ((1 << fine) - 1)[:, None])

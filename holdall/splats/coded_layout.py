@@ -7,7 +7,7 @@ own shape and one dial: what is hardly seen may be far off, what is a ball may t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,16 @@ _SINH = np.array(
     ]
 )
 _LEAST_CLASS, _LESS = -20, 12
+
+
+class Rough(NamedTuple):
+    """How much rougher each kind of number is than it is in a coded scene, in parts of its step."""
+
+    scale: float = 1.0
+    alpha: float = 1.0
+    turn: float = 1.0
+    colour: float = 1.0
+    place: float = 1.0
 
 
 def halves(count: np.ndarray) -> np.ndarray:
@@ -98,10 +108,10 @@ def below(cell: float, dial: float) -> float:
     return float(np.float32(np.log2(cell / (PLACE * dial))))
 
 
-def cell(places: np.ndarray, scales: np.ndarray, seen: np.ndarray, dial: float) -> float:
+def cell(places: np.ndarray, scales: np.ndarray, seen: np.ndarray, dial: float, rough: float = 1.0) -> float:
     """The side of the grid's boxes: coarser than what most places ask for. Finer bits are said one by one."""
     size = scales @ (0.1, 0.3, 0.6) * 1.4426950408889634
-    asked = size - classed(seen, dial).sum(1) - _LEAST_CLASS + np.log2(PLACE * dial)
+    asked = size - classed(seen, dial).sum(1) - _LEAST_CLASS + np.log2(PLACE * dial * rough)
     wide = float((places.max(0) - places.min(0)).max())
     wanted = 2.0 ** float(np.clip(np.quantile(asked, 0.7), -60, 60))
     return float(np.float32(max(wanted, wide / ((1 << AXIS_BITS) - 2), 1e-12)))

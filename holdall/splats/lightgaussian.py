@@ -16,6 +16,8 @@ from holdall.splats.scene import Scene
 if TYPE_CHECKING:
     from holdall.splats.posed_photos import Photos
 
+_FEWEST, _MOST, _EACH = 5, 1500, 10  # steps where none are asked for: least, most, Gaussians for one
+
 
 @dataclass(frozen=True, kw_only=True)
 class LightGaussian(SplatCodec):
@@ -32,10 +34,10 @@ class LightGaussian(SplatCodec):
     Shapes:
         any scene; the order of Gaussians is not kept.
     Cost:
-        a step is a picture drawn and its way back: some 0.1 s for 20,000 Gaussians and 320 x 240 pixels on one core.
+        a step is a picture drawn and its way back: some 0.1 s for 20,000 Gaussians and 240 x 180 pixels on one core.
     Knobs:
         prune: the share of Gaussians that goes where no budget is given (paper: 0.66). each: bytes of a Gaussian that
-        stays, which tells how many may stay within a budget; 0: 5, and 2.5 for each degree. beta: how much volume
+        stays, which tells how many may stay within a budget; 0: 4.5, and 2.5 for each degree. beta: how much volume
         counts in significance (paper: 0.1). steps: of recovery, and of distillation; half as many at the end; 0: by
         how many Gaussians there are (paper: 5,000). degree: of harmonics that stay (paper: 2). jitter: how far
         pseudo views are away, in parts of the scene's extent (paper: 0.05 units). vq: the share of Gaussians whose
@@ -68,7 +70,7 @@ class LightGaussian(SplatCodec):
         "Fan, Wang, Wen, Zhu, Xu and Wang, NeurIPS 2024",
         "https://arxiv.org/abs/2311.17245",
     )
-    brief: ClassVar[dict[str, Any]] = {"steps": 4, "views": 3, "width": 48}
+    brief: ClassVar[dict[str, Any]] = {"steps": 3, "views": 3, "width": 40}
 
     prune: float = knob(0.66, "share of Gaussians that goes where no budget is given", other=0.4)
     each: float = knob(0.0, "bytes of one that stays, 0: by degree", other=30.0, at={"budget": "10%"})
@@ -80,8 +82,8 @@ class LightGaussian(SplatCodec):
     codes: int = knob(0, "entries of the book; 0: by Gaussians", paper=8192, other=8)
     apart: int = knob(1, "whether the book leaves out the plain colour", paper=0, other=0)
     dial: float = knob(0.004, "how rough numbers are where no budget is given", other=0.02)
-    views: int = knob(48, "pictures of a scene that it learns from", other=2)
-    width: int = knob(320, "of these pictures", unit="pixels", other=32)
+    views: int = knob(48, "pictures of a scene that it learns from", other=1)
+    width: int = knob(480, "of these pictures", unit="pixels", other=32)
     seed: int = knob(0, "of all draws", other=1)
 
     def __post_init__(self) -> None:
@@ -101,6 +103,10 @@ class LightGaussian(SplatCodec):
         from holdall.splats.lightgaussian_work import light
 
         return light(self, given(x), self.allowed(x, budget), photos).kept(to)
+
+    def steps_for(self, count: int) -> int:
+        """Of recovery and of distillation, for a scene of so many Gaussians."""
+        return self.steps or min(_MOST, max(_FEWEST, count // _EACH))
 
     def decode(self, packed: Packed) -> Scene:
         from holdall.splats import lightgaussian_file

@@ -40,7 +40,7 @@ def split(
     low = np.sort(order[:count])
     top, owner = np.ones(len(x), bool), np.full(len(x), -1)
     size = min(codes or codes_for(count), LARGEST, count)
-    if not size:
+    if not size or not x.shape[1]:
         return Split(top, np.zeros((0, x.shape[1]), np.float32), owner)
     top[low] = False
     book = learnt(x[low], score[low], size, rounds=rounds, chunk=chunk, seed=seed)
@@ -55,6 +55,15 @@ def nearest(x: NDArray[Any], book: NDArray[Any]) -> NDArray[Any]:
     lengths, out = (book**2).sum(1) / 2, np.zeros(len(x), np.int64)
     for i in range(0, len(x), _AT_ONCE):
         out[i : i + _AT_ONCE] = (lengths - x[i : i + _AT_ONCE] @ book.T).argmin(1)
+    return out
+
+
+def _missing(x: NDArray[Any], book: NDArray[Any]) -> NDArray[Any]:
+    """[N] by how much farther, squared, each would be from its second nearest entry."""
+    lengths, out = (book**2).sum(1) / 2, np.zeros(len(x))
+    for i in range(0, len(x), _AT_ONCE):
+        two = np.partition(lengths - x[i : i + _AT_ONCE] @ book.T, 1, axis=1)
+        out[i : i + _AT_ONCE] = 2 * (two[:, 1] - two[:, 0])
     return out
 
 
@@ -92,13 +101,16 @@ def learnt(
 
 
 def _replaced(book: Any, counts: Any, sums: Any, x: Any, weight: Any, at: Any, few: int) -> None:
-    """The least used codes are put where most importance is missed by most."""
-    least = np.argsort(counts, kind="stable")[:few]
+    """The entries that would be missed least are put where most importance is missed by most, if that is more."""
+    worth = np.bincount(at, weight * _missing(x, book), len(book))
+    least = np.argsort(worth, kind="stable")[:few]
     missed = weight * ((x - book[at]) ** 2).sum(1)
-    best = np.argsort(-missed, kind="stable")[:few]
-    book[least[: len(best)]] = x[best]
-    counts[least[: len(best)]] = weight[best]
-    sums[least[: len(best)]] = weight[best, None] * x[best]
+    best = np.argsort(-missed, kind="stable")[: len(least)]
+    least = least[: len(best)]
+    better = missed[best] > worth[least]
+    least, best = least[better], best[better]
+    book[least], counts[least] = x[best], weight[best]
+    sums[least] = weight[best, None] * x[best]
 
 
 def ordered(book: NDArray[Any]) -> NDArray[Any]:

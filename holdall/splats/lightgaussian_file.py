@@ -18,6 +18,8 @@ from holdall.splats.scene import Scene
 
 PARTS = ("told", "tree", "class", "shape", "turns", "base", "mask", "own", "book", "index", "places", "fits")
 _TOLD = struct.Struct("<HHff")  # entries, columns that all have, step of the book, of colours beside the dial
+# Of what was pruned and taught: fewer Gaussians, of which each place matters less and each turn more.
+ROUGH = coded_layout.Rough(scale=0.8, alpha=0.8, turn=0.75, place=2.5)
 _BOOK_STEP = 0.25  # of what an entry misses its vectors by
 
 
@@ -48,6 +50,7 @@ class _Light(coded_file.Passes):
     """The walk over colours, whether they are written or read: base, mask, own, book, index."""
 
     parts: ClassVar[tuple[str, ...]] = PARTS
+    rough: ClassVar[coded_layout.Rough] = ROUGH
     told: Told
 
     def harmonic(self, name: str) -> int | None:
@@ -59,7 +62,7 @@ class _Light(coded_file.Passes):
     def colours(self, harmonics: int, base: Any, facts: list[Any], side: list[Any]) -> np.ndarray:
         n, wide, told = len(base), 3 * harmonics, self.told
         groups = coded_file.groups_of(harmonics)
-        steps = coded_layout.bounded(told.tint * coded_layout.COLOUR * base, 4.0)[:, None]
+        steps = coded_layout.bounded(told.tint * self.rough.colour * coded_layout.COLOUR * base, 4.0)[:, None]
         out, plain = np.zeros((n, wide)), min(told.plain, wide)
         if plain:
             out[:, :3] = self.columns("base", facts, np.broadcast_to(steps, (n, 3)), side, groups[:3])
@@ -97,10 +100,10 @@ class _Light(coded_file.Passes):
 
 
 class _Writing(_Light, coded_file.Writing):
-    def __init__(
-        self, x: Prepared, places: np.ndarray, dial: float, order: np.ndarray, cut: Split, told: Told
-    ):
+    def __init__(self, x: Prepared, places: np.ndarray, dial: float, order: np.ndarray, cut: Split, told: Told,
+                 orders: list[np.ndarray]):  # fmt: skip
         super().__init__(x, places, dial, order)
+        orders.append(order)
         self.told, self.cut = told, cut.take(order)
         self.raw = {name: np.zeros(0, np.uint8) for name in PARTS} | {"told": told.packed()}
 
@@ -135,12 +138,7 @@ def write(
     step = float(np.float32(np.clip(_BOOK_STEP * cut.miss, 1e-4, 4.0)))
     orders: list[np.ndarray] = []
     told = Told(len(cut.book), plain, step, float(np.float32(tint)))
-
-    def made(some: Prepared, grid: np.ndarray, fine: float, order: np.ndarray) -> _Writing:
-        orders.append(order)
-        return _Writing(some, grid, fine, order, cut, told)
-
-    stream, scene, parts = coded_file.write(x, dial, made)
+    stream, scene, parts = coded_file.write(x, dial, _Writing, cut, told, orders)
     return stream, scene, parts, orders[0]
 
 

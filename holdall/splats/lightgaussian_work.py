@@ -34,14 +34,11 @@ if TYPE_CHECKING:
 
 COARSEST = 1e3  # of dials
 _ALLOWED, _NEAR, _START = 0.99, 0.98, 0.02  # of a budget; and the first dial that is tried
+_FINE = 1e-4  # a dial that shows nowhere: larger budgets stay unused
 _WEIGHED, _WIDE = 12, 320  # views that decide how fine numbers are, and their pixels
+_FEW, _VIEWED = 3, 40  # views of a small scene: the fewest, and Gaussians for one more
 _HIDDEN = 0.01  # share of its bare self that a Gaussian behind others counts
 _ROUNDS, _CHUNK = 100, 16_384  # of learning a book; vectors of a round
-_FEWEST, _MOST, _EACH = (
-    24,
-    1500,
-    20,
-)  # steps where none are asked for: of small scenes, of large ones, Gaussians a step
 
 
 def light(recipe: LightGaussian, x: Scene, limit: int | None, photos: Photos | None) -> Packed:
@@ -52,7 +49,7 @@ def light(recipe: LightGaussian, x: Scene, limit: int | None, photos: Photos | N
     if limit is not None and limit < least.nbytes:
         raise BudgetError(limit, least.nbytes, who="splats.lightgaussian", why="one Gaussian and its tables")
     count = kept(recipe, x, limit, least.nbytes)
-    steps = recipe.steps or int(np.clip(len(x) // _EACH, _FEWEST, _MOST))
+    steps = recipe.steps_for(len(x))
     some = x.take(np.sort(np.argsort(-gs, kind="stable")[:count]))
     whole = some if count == len(x) else recovered(some, look, len(cameras), steps, recipe.seed)
     small = whole
@@ -70,7 +67,7 @@ def light(recipe: LightGaussian, x: Scene, limit: int | None, photos: Photos | N
 
 def _shown(recipe: LightGaussian, x: Scene, photos: Photos | None) -> tuple[list[Camera], Look]:
     if photos is None:
-        cameras = views(x, recipe.views, recipe.width)
+        cameras = views(x, min(recipe.views, max(_FEW, len(x) // _VIEWED)), recipe.width)
         return cameras, Pictures(x, cameras)
     if not photos.train:
         raise BadInput("photographs", "none", "at least one to learn from")
@@ -86,7 +83,7 @@ def kept(recipe: LightGaussian, x: Scene, limit: int | None, fixed: int) -> int:
     """How many Gaussians stay: the paper's share, or as many as can have so many bytes each."""
     if limit is None:
         return max(1, round((1 - recipe.prune) * len(x)))
-    each = recipe.each or 5.0 + 2.5 * min(recipe.degree, x.degree)
+    each = recipe.each or 4.5 + 2.5 * min(recipe.degree, x.degree)
     return int(np.clip((limit - fixed) / each, 1, len(x)))
 
 
@@ -134,6 +131,8 @@ class Coding:
             packed = self.at(dial)
             if packed.nbytes <= limit and (best is least or packed.nbytes > best.nbytes):
                 best, self.dial = packed, dial
+                if dial < _FINE:
+                    return _NEAR
             return packed.nbytes / limit
 
         search(size, _ALLOWED, _NEAR, 1.0, start)
@@ -145,7 +144,7 @@ class Coding:
         form, cut, mixed = self.form.take(order), self.cut.take(order), self.form.mixed
         plain = (form.colours.shape[1] - cut.book.shape[1]) // 3
         scene = replace(seen, sh=form.colours.reshape(len(order), -1, 3) @ mixed)
-        book = cut.book.reshape(len(cut.book), -1, 3) @ mixed
+        book = cut.book.reshape(len(cut.book), scene.sh.shape[1] - plain, 3) @ mixed
         learner = Shared(scene, cut, book, plain, steps=steps, seed=self.recipe.seed)
         tuned(learner, look, count, steps, self.recipe.seed)
         sh, book = learner.colours()
@@ -156,8 +155,9 @@ class Coding:
 
     def refilled(self, limit: int | None, before: Packed) -> Packed:
         """The same dial, so that the form stays to the bit; colours as fine as there is room for."""
-        if limit is None:
-            return self.at(self.dial)
+        if limit is None or self.dial < _FINE:
+            packed = self.at(self.dial)
+            return packed if limit is None or packed.nbytes <= limit else before
         best: Packed | None = None
 
         def size(tint: float) -> float:
