@@ -26,6 +26,7 @@ _SHARES = (0.3, 0.33, 0.22, 0.15)
 _TURN = math.pi / 2  # of the ring, in all
 _WAY = np.array([1.5, 0.0, 0.4])  # of the ball, in all
 _LATE, _GROWN = 0.5, 0.6  # when the last solid begins to show, and is whole
+_GOLDEN = (math.sqrt(5) - 1) / 2  # parts of the whole from one to the next spread over all of it
 _FAINT, _SMALL = 12.0, 1.0  # what its opacities and scales, which are logarithms, lack before
 # middle, size, and where `made.py` puts it
 _PLACED = {
@@ -108,7 +109,7 @@ def filmed(moving: Moving, cameras: int = 12, times: int = 12, width: int = 64) 
 def held_out(moving: Moving, count: int = 12, times: int = 12, width: int = 64) -> list[Shot]:
     """From between the cameras and between the times of `filmed`."""
     between = (np.arange(times - 1) + 0.5) / (times - 1)
-    chosen = between[np.arange(count) * 5 % len(between)]
+    chosen = between[(np.arange(count) * _GOLDEN % 1 * len(between)).astype(int)]
     cameras = ring_of(count, width=width, turn=0.5, high=0.5)
     return [drawn(moving, [camera], [float(t)])[0] for camera, t in zip(cameras, chosen, strict=True)]
 

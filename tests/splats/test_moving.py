@@ -51,6 +51,7 @@ def test_turned_gaussians_turn_with_their_solid(moving):
 
 def test_held_out_shots_are_from_other_places_and_times(moving):
     learnt, apart = filmed(moving, 4, 5, 24), held_out(moving, 4, 5, 24)
+    assert len({s.time for s in held_out(moving, 6, 6, 8)}) >= 4
     assert not {s.time for s in learnt} & {s.time for s in apart}
     places = np.array([s.camera.place for s in learnt])
     assert min(np.linalg.norm(places - s.camera.place, axis=1).min() for s in apart) > 0.3
