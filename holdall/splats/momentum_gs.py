@@ -136,13 +136,14 @@ class MomentumGS(SplatCodec):
         same arguments, it gives the same.
 
         budget: of the file. memory: bytes that this process may hold, photographs that are kept among them: it decides
-        how many blocks there are. start: Gaussians to begin with; most: at all.
+        how many blocks there are, and the scene has no harmonics (as a camera sees it, it is the same). start:
+        Gaussians to begin with; most: at all.
         """
         need("torch", "splats")
         from holdall.splats.momentum_gs_work import from_photographs
 
         packed = from_photographs(self, photos, budget, memory, start, most)
-        return self.decode(packed), packed
+        return (self if memory is None else self.but(degree=0)).decode(packed), packed
 
     def decode(self, packed: Packed) -> Scene:
         need("torch", "splats")

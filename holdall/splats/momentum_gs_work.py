@@ -34,11 +34,8 @@ _PHOTO_STEPS, _FEW = 3000, 12  # steps where none are asked for: from photograph
 _ROUNDS, _EACH = 200, 8  # at most, and a step: of learning what is known before pictures are drawn
 _SLACK = 64  # bytes
 _SHARE = 8  # of the memory that photographs may take
-_GAUSSIAN, _PIXEL, _WORKING = (
-    1500,
-    1600,
-    120 << 20,
-)  # bytes that training takes for each, and at all (measured)
+_GAUSSIAN, _PIXEL, _WORKING = 400, 1600, 80 << 20  # bytes that training takes for each, and at all (measured)
+_RESULT = 200  # bytes of a Gaussian when blocks are merged, packed and shown
 
 
 def from_scene(recipe: MomentumGS, x: Scene, limit: int | None) -> Packed:
@@ -89,13 +86,16 @@ def blocks_for(memory: int, cameras: Sequence[Camera], most: int, context: float
     from holdall.meter import resident_bytes
 
     pixels = max(c.width * c.height for c in cameras)
-    fixed = resident_bytes() + _WORKING + pixels * _PIXEL
-    free = memory - memory // _SHARE - fixed
-    need = most * (1 + context) * _GAUSSIAN
+    held, need = resident_bytes() + _WORKING, most * (1 + context) * _GAUSSIAN
+    room = memory - memory // _SHARE
+    free = room - held - pixels * _PIXEL
     count = int(-(-need // free)) if free > 0 else _MOST_BLOCKS + 1
-    if count > (asked or _MOST_BLOCKS):
-        least = int((fixed + need / (asked or _MOST_BLOCKS)) * _SHARE / (_SHARE - 1)) + 1
-        why = f"a block of {most:,} Gaussians in {asked or _MOST_BLOCKS}, the largest photograph, and what this process holds now"  # noqa: E501  # fmt: skip
+    top = asked or _MOST_BLOCKS
+    if count > top or held + most * _RESULT > room:
+        least = (
+            int(max(held + pixels * _PIXEL + need / top, held + most * _RESULT) * _SHARE / (_SHARE - 1)) + 2
+        )
+        why = f"{most:,} Gaussians, a block of {top} at a time, a photograph, and what this process holds now"
         raise BudgetError(memory, least, who="splats.momentum_gs", why=why)
     return asked or count
 

@@ -289,12 +289,14 @@ def test_memory_decides_how_many_blocks_there_are(strip, monkeypatch):
     def count(megabytes, most=1_000_000, **more):
         return momentum_gs_work.blocks_for(megabytes << 20, strip.cameras, most, 0.5, **more)
 
-    assert count(8000) == 1 < count(1000) < count(600) and count(1000, 2_000_000) >= 2 * count(1000) - 1
+    assert count(8000) == 1 < count(700) < count(600) and count(1400, 4_000_000) > count(1400, 2_000_000)
     with pytest.raises(BudgetError) as fault:
         count(600, asked=2)
     least = int(fault.value.least)
     assert momentum_gs_work.blocks_for(least, strip.cameras, 1_000_000, 0.5, 2) == 2
     assert momentum_gs_work.blocks_for(least, strip.cameras, 1_000_000, 0.5) <= 2
+    with pytest.raises(BudgetError):  # the result alone is too large
+        count(600, 3_000_000)
 
 
 RANKS = """
