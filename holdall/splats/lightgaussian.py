@@ -34,10 +34,10 @@ class LightGaussian(SplatCodec):
     Shapes:
         any scene; the order of Gaussians is not kept.
     Cost:
-        a step is a picture drawn and its way back: some 0.1 s for 20,000 Gaussians and 240 x 180 pixels on one core.
+        a step is a picture drawn and its way back: some 0.06 s for 20,000 Gaussians and 240 x 180 pixels on one core.
     Knobs:
         prune: the share of Gaussians that goes where no budget is given (paper: 0.66). each: bytes of a Gaussian that
-        stays, which tells how many may stay within a budget; 0: 4.5, and 2.5 for each degree. beta: how much volume
+        stays, which tells how many may stay within a budget; 0: 4.5, and 1 for each degree. beta: how much volume
         counts in significance (paper: 0.1). steps: of recovery, and of distillation; half as many at the end; 0: by
         how many Gaussians there are (paper: 5,000). degree: of harmonics that stay (paper: 2). jitter: how far
         pseudo views are away, in parts of the scene's extent (paper: 0.05 units). vq: the share of Gaussians whose

@@ -83,7 +83,7 @@ def kept(recipe: LightGaussian, x: Scene, limit: int | None, fixed: int) -> int:
     """How many Gaussians stay: the paper's share, or as many as can have so many bytes each."""
     if limit is None:
         return max(1, round((1 - recipe.prune) * len(x)))
-    each = recipe.each or 4.5 + 2.5 * min(recipe.degree, x.degree)
+    each = recipe.each or 4.5 + min(recipe.degree, x.degree)
     return int(np.clip((limit - fixed) / each, 1, len(x)))
 
 
