@@ -145,11 +145,13 @@ class PlaneModel:
 
     # whole numbers only
 
-    def _expected(self, plane: Plane, known: Contexts, own: Tensor, which: Tensor) -> tuple[Any, Any]:
+    def _expected(
+        self, plane: Plane, known: Contexts, own: Tensor, which: Tensor, rows: slice = slice(None)
+    ) -> tuple[Any, Any]:
         base = self._base(plane, own)[which]
         if self.factorised:
             return np.zeros(len(base), np.int64), base.numpy().astype(np.int64)
-        return self.nets[plane[1] in TIMED].exact(known.of(plane, own)[:, which], base)
+        return self.nets[plane[1] in TIMED].exact(known.of(plane, own, rows)[:, which[:, rows]], base)
 
     def _hyper_width(self, kind: int, shape: Sequence[int]) -> Any:
         wide = self.hyper_base.detach().round().clamp(0, 64).long()[kind]
@@ -194,8 +196,9 @@ class PlaneModel:
                 z[plane] = torch.from_numpy(sent).double().reshape(hyper_shape(shape))
             own, when = torch.zeros(shape, dtype=torch.float64), moments(shape, bool(kind))
             for moment in range(int(when.max()) + 1):
-                which = when == moment
-                middles, widths = self._expected(plane, known, own, which)
+                which, row = when == moment, moment // 4
+                rows = slice(max(0, row - 2), row + 1) if kind else slice(None)
+                middles, widths = self._expected(plane, known, own, which, rows)
                 own[which] = torch.from_numpy(get.get(middles, widths)).double()
             found[plane] = own
         return found

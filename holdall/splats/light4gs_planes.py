@@ -88,11 +88,13 @@ class Contexts:
         self.known, self.steps, self.z, self.exact, self.without = known, steps, z, exact, without
         self._given: dict[Plane, tuple[Tensor, ...]] = {}
 
-    def of(self, plane: Plane, own: Tensor) -> Tensor:
-        """[K, h, rows, columns] in sixteenths. Of `own`, no number is looked at that is coded later."""
+    def of(self, plane: Plane, own: Tensor, rows: slice = slice(None)) -> Tensor:
+        """[K, h, rows, columns] in sixteenths. Of `own`, no number is looked at that is coded later.
+        rows: only of these, and right for those that have two earlier ones among them."""
         if plane not in self._given:
             self._given = {plane: self._before(plane, own)}
-        wide, axes, z, group, half = self._given[plane]
+        wide, axes, z, group, half = (a[..., rows, :] for a in self._given[plane])
+        own = own[:, rows]
         timed, first = plane[1] in TIMED, own[: (own.shape[0] + 1) // 2]
         none = torch.zeros_like(own)
         sides = _shifted(own, 2, 1) + _shifted(own, 2, -1)
@@ -160,7 +162,7 @@ class Contexts:
     def _sent(self, plane: Plane, own: Tensor) -> Tensor:
         z = self.z.get(plane)
         if z is None:
-            return own.new_zeros(HYPER, 1, 1, 1)
+            return own.new_zeros(HYPER, 1, *own.shape[1:])
         big = z.to(own).repeat_interleave(COARSE, 1).repeat_interleave(COARSE, 2)
         return big[:, None, : own.shape[1], : own.shape[2]] * UNIT
 

@@ -1,0 +1,66 @@
+"""What splats_light4gs.py trains on and compares with: a cloud to begin from, scenes at rest, numbers of few bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from holdall.splats.hexplane import PAIRS, HexScene
+from holdall.splats.made_moving import MovingSolids
+from holdall.splats.moving import Moving
+from holdall.splats.scene import C0, NAMES, Scene
+
+TIMES = np.linspace(0, 1, 12).tolist()
+
+
+class Halted(Moving):
+    """A moving scene at one of its moments, for ever."""
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+
+    def at(self, t: float) -> Scene:
+        return self.scene
+
+    def arrays(self) -> Any:
+        return self.scene.arrays()
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+
+def points_of(truth: MovingSolids, seed: int = 1) -> tuple[Any, Any]:
+    """A cloud as structure from motion leaves one: of each Gaussian a place at some moment, shaken, and its colour."""
+    rng = np.random.default_rng(seed)
+    when = rng.integers(0, len(TIMES), len(truth))
+    places = np.zeros((len(truth), 3))
+    for i, t in enumerate(TIMES):
+        places[when == i] = truth.at(t).means[when == i]
+    return places + 0.02 * rng.standard_normal(places.shape), np.clip(0.5 + C0 * truth.scene.sh[:, 0], 0, 1)
+
+
+def in_bits(x: HexScene, bits: int) -> tuple[int, HexScene]:
+    """(bytes with zstd, as decoded): planes in so many bits between each one's ends, places in 16, the rest in 8."""
+    parts, back = [], {}
+    for name, a in x.arrays().items():
+        if name.startswith("layer") or name == "frame":
+            half = a.astype(np.float16)
+            parts.append(half.tobytes())
+            back[name] = half.astype(np.float32)
+            continue
+        depth = 16 if name == "means" else bits if name.startswith("plane") else 8
+        low, high = float(a.min()), float(a.max())
+        step = max(high - low, 1e-9) / ((1 << depth) - 1)
+        codes = np.rint((a - low) / step).astype(np.uint16 if depth > 8 else np.uint8)
+        parts.append(np.ascontiguousarray(codes.T).tobytes() + np.array([low, step], np.float32).tobytes())
+        back[name] = (low + codes * step).astype(np.float32)
+    squeeze = zstandard.ZstdCompressor(level=19)
+    return sum(len(squeeze.compress(p)) for p in parts), rebuilt(x, back)
+
+
+def rebuilt(x: HexScene, arrays: dict[str, Any]) -> HexScene:
+    planes = tuple(tuple(arrays[f"plane/{s}/{i}"] for i in range(len(PAIRS))) for s in range(len(x.planes)))
+    layers = {k: arrays[f"layer/{k}"] for k in x.layers}
+    return HexScene(Scene(*(arrays[n] for n in NAMES)), planes, layers, arrays["frame"], x.clock)
