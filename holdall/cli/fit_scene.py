@@ -61,8 +61,8 @@ def fit_scene(
     """Learn a compact scene of 3D Gaussians from photographs whose cameras are known.
 
     Options of a method are its fields: `holdall fit-scene photos/ --memory 2GB --steps 3000 -o scene.hold`.
-    Photographs whose frames have a "time" (0 to 1) become a scene that moves. What is told of quality is measured on
-    photographs that are held out, drawn from what is unpacked from the file.
+    Photographs whose frames have a "time" (0 to 1) become a scene that moves.
+    What is told of quality is measured on photographs that are held out, drawn from what is unpacked from the file.
     """
     from holdall.budget import Budget
     from holdall.cli.knobs import separate

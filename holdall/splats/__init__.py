@@ -3,6 +3,7 @@
 from holdall.splats.camera import Camera
 from holdall.splats.coded import Coded
 from holdall.splats.compact3dgs import Compact3DGS
+from holdall.splats.compact_moving import CompactMoving
 from holdall.splats.light4gs import Light4GS
 from holdall.splats.lightgaussian import LightGaussian
 from holdall.splats.momentum_gs import MomentumGS
@@ -16,6 +17,7 @@ __all__ = [
     "Camera",
     "Coded",
     "Compact3DGS",
+    "CompactMoving",
     "Light4GS",
     "LightGaussian",
     "MomentumGS",

@@ -24,9 +24,8 @@ _PLAIN = 2 / 255  # of the background's colour, which is empty
 _EMPTY = 1  # photographs may be wrong about a place
 
 
-def from_photos(photos: Photos, count: int, seed: int = 0, absent: float = 0.0) -> Scene:
-    """Round Gaussians: at the points of the photographs' own model, at most `count` of them, or by lot. absent: share
-    of photographs that may show a place to be empty, where things move."""
+def from_photos(photos: Photos, count: int, seed: int = 0) -> Scene:
+    """Round Gaussians: at the points of the photographs' own model, at most `count` of them, or by lot."""
     rng = np.random.default_rng(seed)
     if photos.points is not None and len(photos.points):
         some = rng.permutation(len(photos.points))[:count]
@@ -46,8 +45,7 @@ def from_photos(photos: Photos, count: int, seed: int = 0, absent: float = 0.0) 
         solid = inside & ~plain
         total[solid] += shown[solid]
         seen += solid
-    free = max(_EMPTY, absent * len(asked))
-    order = np.argsort(np.where(empty <= free, 0, empty), kind="stable")  # drawn by lot, so ties are, too
+    order = np.argsort(np.where(empty <= _EMPTY, 0, empty), kind="stable")  # drawn by lot, so ties are, too
     kept = order[:count]
     colours = np.where(seen[kept, None] > 0, total[kept] / np.maximum(seen[kept, None], 1), 0.5)
     return beginning(places[kept].astype(np.float32), colours)

@@ -111,7 +111,7 @@ def tamed(x: Scene) -> Scene:
     )
 
 
-def affordable(memory: int, cameras: list[Camera]) -> int:
+def affordable(memory: int, cameras: list[Camera], who: str = "splats.compact3dgs") -> int:
     """Gaussians that a process of so many bytes can train, beside what it holds now and photographs that it keeps."""
     from holdall.meter import resident_bytes
 
@@ -121,7 +121,7 @@ def affordable(memory: int, cameras: list[Camera]) -> int:
     count = (memory - memory // _SHARE - fixed) // _GAUSSIAN
     if count < 1000:
         why = "a thousand Gaussians, the largest photograph, and what this process holds now"
-        raise BudgetError(memory, least, who="splats.compact3dgs", why=why)
+        raise BudgetError(memory, least, who=who, why=why)
     return count
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from holdall.budget import Budget
 from holdall.errors import BadInput, CorruptArtefact
-from holdall.kinds import Codec, Spend
+from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import need
 from holdall.packed import Packed
+from holdall.splats.base_moving import MovingCodec
 from holdall.splats.moving import Moving
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompactMoving(Codec):
-    """Trains a moving scene that is small, from photographs with times (`holdall fit-scene`) or another moving scene.
+class CompactMoving(MovingCodec):
+    """Trains a small scene that moves, from photographs with times (`holdall fit-scene`) or a scene.
 
     Each Gaussian shows around a time of its own as a bell, and goes a way of third degree while it turns evenly. A
     mask learns whether it is worth its place. A hash grid and a tiny network tell six of its nine numbers of colour
@@ -63,8 +63,6 @@ class CompactMoving(Codec):
     Test: tests/splats/test_compact_moving.py
     """
 
-    room: ClassVar[str] = "splats"
-    measured_by: ClassVar[str] = "moving_quality"
     name: ClassVar[str] = "compact_moving"
     paper: ClassVar[Paper] = Paper(
         1,
@@ -78,11 +76,11 @@ class CompactMoving(Codec):
     }  # fmt: skip
 
     steps: int = knob(0, "of training; 0: by what there is to learn", paper=25_000, other=3)
-    lambda_mask: float = knob(0.02, "how much a Gaussian costs", paper=5e-4, other=0.0, at={"mask_rate": 1.0})
+    lambda_mask: float = knob(0.01, "how much a Gaussian costs", paper=5e-4, other=0.0, at={"mask_rate": 1.0})
     mask_rate: float = knob(0.01, "of learning masks", other=1.0, at={"lambda_mask": 1.0})
     field_rate: float = knob(0.01, "of learning the field of colours", other=0.003)
     levels: int = knob(8, "of the hash grid", paper=16, other=2)
-    table: int = knob(0, "entries of a level, as the power of two; 0: by Gaussians", paper=14, other=6)
+    table: int = knob(0, "entries of a level, as the power of two; 0: by Gaussians", paper=14, other=4)
     neurons: int = knob(32, "of a layer of the field", paper=64, other=4)
     stages: int = knob(3, "books of sizes, and of rotations", paper=4, other=1)
     later: int = knob(2, "books of turns, and of colours in time", paper=3, other=1)
@@ -106,16 +104,40 @@ class CompactMoving(Codec):
             if not low <= getattr(self, name) <= high:
                 raise BadInput(name, getattr(self, name), f"{low} to {high}")
 
-    def encode(self, x: Moving, budget: Spend = None, *, to: str | None = None) -> Packed:
+    @classmethod
+    def sniff(cls, url: str, head: bytes) -> bool:
+        return head[:3] == b"ply" and b"trbf_center" in head
+
+    @classmethod
+    def read_input(cls, url: str) -> Any:
+        from holdall.splats.formats import spacetime
+
+        return spacetime.read(url) if url.lower().endswith(".ply") else super().read_input(url)
+
+    @classmethod
+    def with_text(cls, x: Any, text: str) -> Any:
+        from holdall.splats.posed import cameras_of
+        from holdall.splats.spacetime import SpacetimeScene
+
+        if isinstance(x, SpacetimeScene):
+            return replace(x, cameras=tuple(cameras_of(text)))
+        return super().with_text(x, text)
+
+    @classmethod
+    def write_output(cls, x: Any, url: str) -> None:
+        from holdall.splats.formats import spacetime
+
+        spacetime.write(x, url)
+
+    def encode(self, x: Any, budget: Spend = None, *, to: str | None = None) -> Packed:
         need("torch", "splats")
         from holdall.splats.compact_moving_work import from_moving
 
-        if not isinstance(x, Moving):
+        if not issubclass(type(x), Moving):
             raise BadInput("scene", type(x).__name__, "a Moving scene; splats.compact3dgs is for still ones")
-        x.at(0.0).checked()
-        asked = Budget.parse(budget)
-        limit = None if asked is None else asked.limit(x.nbytes, x.elements)
-        return from_moving(self, x, limit).kept(to)
+        for t in (0.0, 0.5, 1.0):
+            x.at(t).checked("moving scene")
+        return from_moving(self, x, self.allowed(x, budget)).kept(to)
 
     def fit(
         self,

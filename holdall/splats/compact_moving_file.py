@@ -36,7 +36,7 @@ OUT = 6  # numbers that the field gives
 _HEAD = struct.Struct("<I8BHH4d12f4f7I")
 _WIDE = {"scales": 3, "quats": 4, "spins": 4, "tints": 3}
 _DECODER = ((9, HIDDEN), (HIDDEN, 3))
-_FAR = 1e30
+_FAR, _WILD = 1e30, 1e15  # numbers of the head, and of a scene
 
 
 @dataclass
@@ -110,7 +110,7 @@ def read(stream: NDArray[Any]) -> SpacetimeScene:
     if rows[:, 3:].max() > size:
         raise wrong("its codes name entries that there are not")
     cuts = np.split(rows[:, 3:], np.cumsum(counts)[:-1], 1)
-    scales, quats, spins, tints = (b.decode(c) for b, c in zip(books, cuts, strict=True))
+    forms, quats, spins, tints = (b.decode(c) for b, c in zip(books, cuts, strict=True))
     quats[np.abs(quats).max(1) < 1e-6, 0] = 1
     shapes = (2 * levels, width), (width, width), (width, OUT)
     field = field_read(raw["table"], raw["layers"], levels, log, step, shapes, frame)
@@ -118,11 +118,11 @@ def read(stream: NDArray[Any]) -> SpacetimeScene:
     means = (low + cell * (grid + 0.5)).astype(np.float32)
     ways = _ways_of(_columns_read(raw["motion"], n), motion)
     found = SpacetimeScene(
-        means, scales, quats, logits(rows[:, 0], *ends[:2]), ways.reshape(n, 3, 3), spins,
+        means, np.clip(forms, -60, 60), quats, logits(rows[:, 0], *ends[:2]), ways.reshape(n, 3, 3), spins,
         of_bytes(rows[:, 1], *ends[2:4]), of_bytes(rows[:, 2], *ends[4:]), features(field, means, tints),
         (decoder[0], decoder[1]),
     )  # fmt: skip
-    if not all((np.abs(a) < _FAR).all() for a in found.arrays().values()):
+    if not all((np.abs(a) < _WILD).all() for a in found.arrays().values()):
         raise wrong("its numbers run away")
     return found
 

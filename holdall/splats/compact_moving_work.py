@@ -33,7 +33,7 @@ _WHO = "splats.compact_moving"
 _EACH = 6  # bytes of a Gaussian beside its codes, about
 _PHOTO_STEPS, _FEW = 3000, 12  # steps where none are asked for: from photographs, and of a small scene
 _JUDGED = 6  # views and times at which what is seen least is looked for
-_ABSENT = 0.7  # of photographs, what of a place they may show to be empty: it may be filled at other times
+_LESSONS = 40  # at least, of colours alone
 
 
 def from_moving(recipe: CompactMoving, x: Moving, limit: int | None) -> Packed:
@@ -52,7 +52,7 @@ def from_moving(recipe: CompactMoving, x: Moving, limit: int | None) -> Packed:
     pictures = [render(scenes[c.time or 0.0], c, WHITE).colour for c in cameras]
     steps = recipe.steps or min(_PHOTO_STEPS, max(_FEW, len(x) // 2))
     field = _field(recipe, start, len(start))
-    _taught(field, start, steps, recipe.field_rate)
+    _taught(field, start, max(_LESSONS, steps), recipe.field_rate)
     plan = Plan(
         steps, grow_until=0, quantise=recipe.quantise, grow_each=max(4, steps // 10), seed=recipe.seed
     )
@@ -75,9 +75,9 @@ def from_photographs(
         )
         raise BadInput("photographs", f"{len(lost)} of {len(cameras)} without a time", why)
     if memory is not None:
-        most = min(most, affordable(memory, cameras))
+        most = min(most, affordable(memory, cameras, _WHO))
     most = min(most, _room(recipe, limit, most))
-    scene = at_rest(from_photos(photos, min(start, most), recipe.seed, _ABSENT), recipe.seed)
+    scene = at_rest(from_photos(photos, min(start, most), recipe.seed), recipe.seed)
     steps = recipe.steps or _PHOTO_STEPS
     grow = max(20, min(100, steps // 40))
     plan = Plan(steps, grow_each=grow, most=most, quantise=recipe.quantise, seed=recipe.seed)

@@ -31,6 +31,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 HIDDEN = 6  # neurons of the decoder
 _WAYS = 32  # directions that harmonics are fitted to
+_SPAN = 20.0  # of logarithms of spans, at most
 _LEAST, _MOST = -30.0, -1e-6  # logarithms of an opacity
 
 
@@ -116,8 +117,12 @@ def placed(c: Mapping[str, Tensor], t: float) -> tuple[Tensor, Tensor, Tensor, T
     one = off[:, None]
     way = c["motion"]
     means = c["means"] + one * (way[:, 0] + one * (way[:, 1] + one * way[:, 2]))
-    quats = torch.nn.functional.normalize(c["quats"] + one * c["spins"], dim=1)
-    seen = torch.nn.functional.logsigmoid(c["opacities"]) - (off * torch.exp(-c["spans"])) ** 2
+    turn = c["quats"] + one * c["spins"]
+    turn = torch.where(turn.detach().abs().amax(1, keepdim=True) > 0, turn, c["quats"])
+    turn = turn / turn.detach().abs().amax(1, keepdim=True).clamp_min(1e-30)  # its square may be too large
+    quats = torch.nn.functional.normalize(turn, dim=1)
+    bell = (off * torch.exp(-c["spans"].clamp(-_SPAN, _SPAN))) ** 2
+    seen = torch.nn.functional.logsigmoid(c["opacities"]) - bell
     return means, c["scales"], quats, logit(seen), off
 
 

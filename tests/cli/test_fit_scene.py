@@ -61,6 +61,25 @@ def test_photographs_become_a_scene_that_is_unpacked_and_looks_like_them(
     assert call("verify", hold).code == 0
 
 
+def test_photographs_with_times_become_a_scene_that_moves(call: Call, photos: Path, tmp_path: Path) -> None:
+    told = json.loads((photos / "transforms.json").read_text())
+    for i, frame in enumerate(told["frames"]):
+        frame["time"] = i / 8
+    (photos / "moving.json").write_text(json.dumps(told))
+    hold, ply = tmp_path / "scene.hold", tmp_path / "scene.ply"
+    done = call("fit-scene", photos / "moving.json", "-o", hold, *SMALL, "--json")
+    row = json.loads(done.out)
+    assert done.code == 0 and row["method"] == "splats.compact_moving" and row["psnr"] > 8
+    assert call("unpack", hold, "-o", ply).code == 0 and b"trbf_center" in ply.read_bytes()[:600]
+    assert (
+        call("pack", ply, "-o", tmp_path / "again.hold", "--steps", 2, "--views", 2, "--width", 16).code == 0
+    )
+    told["frames"][0]["time"] = 1.5
+    (photos / "moving.json").write_text(json.dumps(told))
+    done = call("fit-scene", photos / "moving.json", "-o", hold, *SMALL)
+    assert done.code == 2 and "whose time is 1.5" in done.err and done.err.count("\n") == 1
+
+
 def test_a_budget_of_the_file_is_kept_and_the_line_tells_it(call: Call, photos: Path, tmp_path: Path) -> None:
     hold = tmp_path / "scene.hold"
     told = call("fit-scene", photos, "-o", hold, "--budget", "6kB", "--hold-back", 0, *SMALL)

@@ -53,6 +53,16 @@ def same(camera, wanted):
     assert (camera.width, camera.height) == (12, 9)
 
 
+def test_times_of_frames_are_kept():
+    told = table()
+    for i, frame in enumerate(told["frames"][:4]):
+        frame["time"] = i / 4
+    assert [c.time for c in cameras_of(json.dumps(told))] == [0, 0.25, 0.5, 0.75, *[None] * 6]
+    told["frames"][0]["time"] = "noon"
+    with pytest.raises(BadInput, match="whose time is noon"):
+        cameras_of(json.dumps(told))
+
+
 def test_a_view_of_nerf_looks_forward_and_down():
     """By hand: at (0, 0, 5), looking along -z with y up. The world's y then points down in the picture."""
     pose = np.eye(4)

@@ -44,6 +44,8 @@ def known(url: str, head: bytes) -> str | None:
     By what it holds; only `.splat`, which has no mark, is known by its name. A folder (no head) by its meta.json.
     """
     if head[:4] in (b"ply\n", b"ply\r"):
+        if b"property float trbf_center" in head:  # of a scene that moves: formats.spacetime
+            return None
         return "compressed.ply" if b"packed_position" in head else "ply"
     if head[:4] == spz.MAGIC or (head[:2] == b"\x1f\x8b" and _unzipped(head)[:4] == spz.MAGIC):
         return "spz"
