@@ -8,8 +8,8 @@ comes late); a HexScene (h 8, planes of 24 and 48 points, 12 times) is trained o
 others from between the cameras and the times. rate: the scene trained on as long as Light4GS trains, without a price,
 whole and pruned, as float16 and as numbers of few bits with zstd; the factorised model; Light4GS. `lost` is against the
 whole scene trained as long. pruning: who goes, by what, and what training brings back. ladder: bytes of the planes by
-contexts. rest: a scene in which nothing moves. speed: CPU time of moving and drawing, alternately. axes: how much of the
-planes is used along main axes and the world's. prices: other prices. Results go to results/splats_light4gs.json.
+contexts. rest: a scene in which nothing moves. speed: CPU time of moving and drawing, alternately. axes: how much of
+planes is used, along main axes and the world's. prices: others. Results: results/splats_light4gs.json.
 """
 
 from __future__ import annotations
