@@ -29,6 +29,9 @@ Size = Annotated[
 ]
 Frames = Annotated[int, typer.Option(help="Of one turn.", min=1, max=100_000)]
 Rate = Annotated[int, typer.Option(help="Frames a second.", min=1, max=240)]
+Time = Annotated[
+    float | None, typer.Option(help="Of a packed scene that moves: 0 is its first moment, 1 its last.")
+]
 Up = Annotated[
     str | None,
     typer.Option(help="Where up is: x, y, z, -x, -y, -z; none: as its views were held, without them -y."),
@@ -50,6 +53,7 @@ def render(
     size: Size = None,
     frames: Frames = 48,
     rate: Rate = 24,
+    time: Time = None,
     up: Up = None,
     background: Ground = "black",
     json: JSON = False,
@@ -66,7 +70,7 @@ def render(
 
     kind = film.ending(output)
     ground, sides = _background(background), _sides(size)
-    found = opened(scene).scene
+    found = opened(scene, time).scene
     single = kind in film.PICTURES
     cameras = _cameras(found, camera, views, sides, 1 if single else frames, up)
     with Meter() as meter:

@@ -46,7 +46,7 @@ class Light4GS(MovingCodec):
         >>> from holdall.splats.light4gs import Light4GS
         >>> from holdall.splats.quality_moving import real
         >>> packed = Light4GS(steps=2, rounds=2, views=2, width=16, moments=2).encode(real())
-        >>> packed.nbytes < real().nbytes / 4
+        >>> packed.nbytes < real().nbytes / 3
         True
 
     Paper: Liu, Yang, Huang, Huang, Yuan, Li and Xu, 2025.
@@ -54,6 +54,7 @@ class Light4GS(MovingCodec):
     """
 
     name: ClassVar[str] = "light4gs"
+    usual: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         92,
         "Light4GS: Lightweight Compact 4D Gaussian Splatting Generation via Context Model",
@@ -64,9 +65,9 @@ class Light4GS(MovingCodec):
         "steps": 2, "rounds": 2, "views": 2, "width": 16, "moments": 3, "hidden": 6,
     }  # fmt: skip
 
-    prune: float = knob(0.55, "share of the Gaussians that go", paper=0.64, other=0.3)
-    lambda_planes: float = knob(0.001, "what a kilobyte of planes costs", other=0.1)
-    lambda_sh: float = knob(0.001, "what a kilobyte of harmonics costs", other=0.1)
+    prune: float = knob(0.4, "share of the Gaussians that go", paper=0.64, other=0.7)
+    lambda_planes: float = knob(0.0005, "what a kilobyte of planes costs", other=0.1)
+    lambda_sh: float = knob(0.0005, "what a kilobyte of harmonics costs", other=0.1)
     steps: int = knob(0, "of learning with that price; 0: by Gaussians, up to 600", other=1)
     rounds: int = knob(0, "in which nets learn what is stored; 0: by planes, up to 150", other=1)
     rate: float = knob(0.02, "of nets in these", other=0.1)

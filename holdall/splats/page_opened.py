@@ -35,18 +35,24 @@ class Opened:
     scene: Scene
 
 
-def opened(url: str) -> Opened:
-    """Of a `.hold` file what was packed, of others what they are; BadInput where that is no scene."""
+def opened(url: str, time: float | None = None) -> Opened:
+    """Of a `.hold` file what was packed, of others what they are; BadInput where that is no scene.
+
+    time: of 0 to 1, of a packed scene that moves.
+    """
     from holdall.places import size
     from holdall.splats.formats import read
 
-    scene = _unpacked(url) if url.endswith(".hold") else read(url)
+    if time is not None and not url.endswith(".hold"):
+        raise BadInput("time", time, f"none: {url} is no packed scene that moves")
+    scene = _unpacked(url, time) if url.endswith(".hold") else read(url)
     name = url.rstrip("/").replace("\\", "/").rpartition("/")[2]
     return Opened(name or url, size(url), scene.checked(url))
 
 
-def _unpacked(url: str) -> Scene:
+def _unpacked(url: str, time: float | None) -> Scene:
     from holdall.packed import Packed
+    from holdall.splats.moving import Moving
     from holdall.verbs import method_of
 
     packed = Packed.open(url)
@@ -54,6 +60,10 @@ def _unpacked(url: str) -> Scene:
     if method.room != "splats":
         raise BadInput("scene", f"{url}, which holds something of the room {method.room}", "a packed scene")
     found = method.decode(packed)
+    if isinstance(found, Moving) and time is not None:
+        return found.at(time)
+    if time is not None:
+        raise BadInput("time", time, f"none: {url} stands still")
     if not isinstance(found, Scene):
         raise BadInput("scene", f"{url}, which holds {type(found).__name__}", "a scene that stands still")
     return found

@@ -29,7 +29,7 @@ _SIDES = ((24, 24, 24, 12), (48, 48, 48, 12))
 def waving(
     still: Scene,
     features: int = 3,
-    sides: Sequence[tuple[int, int, int, int]] = ((8, 8, 8, 5), (12, 12, 12, 5)),
+    sides: Sequence[tuple[int, int, int, int]] = ((6, 6, 6, 4), (9, 9, 9, 4)),
     heads: Sequence[str] = HEADS[:4],
     size: float = 0.15,
     seed: int = 0,
@@ -76,7 +76,7 @@ def specimens() -> dict[str, HexScene]:
 
 @cache
 def _real() -> HexScene:
-    return waving(solids(160, degree=1))
+    return waving(solids(120, degree=1))
 
 
 def real() -> HexScene:

@@ -2,12 +2,13 @@
 next to nothing; bits are what was expected; and nobody's bytes are refused in one line."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from holdall.errors import BadInput, BudgetError, CorruptArtefact
+from holdall.errors import BadInput, CorruptArtefact
 from holdall.packed import Packed
 from holdall.splats.hexplane_learn import Course, fit_moving
 from holdall.splats.light4gs import Light4GS
@@ -25,6 +26,7 @@ from holdall.splats.quality_moving import real, waving
 from holdall.splats.scene import C0
 from holdall.splats.significance import significance
 
+GOLDEN = Path(__file__).parent.parent / "golden" / "splats-light4gs-v1"
 RECIPE = Light4GS(prune=0.3, steps=60, rounds=30, hidden=8, moments=6)
 
 
@@ -176,19 +178,17 @@ def test_numbers_of_any_size_come_back_and_cost_what_they_should():
 def test_a_budget_coarsens_and_then_prunes():
     recipe, x = Light4GS(**Light4GS.brief), real()
     free = recipe.encode(x)
-    tight = recipe.encode(x, int(free.nbytes * 0.7))
-    assert tight.nbytes <= free.nbytes * 0.7
-    with pytest.raises(BudgetError) as fault:
-        recipe.encode(x, 300)
-    least = recipe.encode(x, int(fault.value.least))
-    assert least.nbytes <= fault.value.least and len(recipe.decode(least)) == 1
+    coarse, few = (recipe.encode(x, int(free.nbytes * share)) for share in (0.9, 0.55))
+    assert coarse.notes["kept"] == free.notes["kept"] > few.notes["kept"]
+    steps = [read(p.arrays["scene"]).steps[0, 0] for p in (free, coarse)]
+    assert (steps[1] > steps[0]).all() and few.nbytes <= free.nbytes * 0.55
 
 
 def test_hostile_streams_are_refused_in_one_line():
     raw = Light4GS(**Light4GS.brief).encode(real()).arrays["scene"]
     rng = np.random.default_rng(0)
     seen = 0
-    for trial in range(36):
+    for trial in range(24):
         bad = raw.copy()
         if trial % 3 == 0:
             bad = bad[: rng.integers(0, bad.size)]
@@ -201,7 +201,7 @@ def test_hostile_streams_are_refused_in_one_line():
         except CorruptArtefact as fault:
             seen += 1
             assert "\n" not in str(fault)
-    assert seen > 15
+    assert seen > 10
 
 
 def test_scenes_that_cannot_be_drawn_are_refused(learnt):
@@ -213,3 +213,11 @@ def test_scenes_that_cannot_be_drawn_are_refused(learnt):
         RECIPE.encode(x.still)
     with pytest.raises(BadInput, match="share"):
         Light4GS(prune=1.0)
+
+
+def test_the_golden_file_decodes_for_ever():
+    back = Light4GS().decode(Packed.open(f"{GOLDEN}.hold")).arrays()
+    with np.load(f"{GOLDEN}.npz") as wanted:
+        assert {k.replace("/", ".") for k in back} == set(wanted.files)
+        for name, found in back.items():
+            assert np.array_equal(found, wanted[name.replace("/", ".")]), name
