@@ -147,33 +147,28 @@ def distilling(work: Work) -> None:
 
 
 def books(work: Work) -> None:
-    """Each in a file with the same dial; the others with more entries until they are no smaller."""
+    """Each in a file with the same dial; the others with just so many entries that theirs is no smaller, or with no
+    book and rougher steps."""
     small = distilled(work.pruned(), 2, work.cameras, work.steps, 0)
     form = prepared(small, weighed(small, work.cameras[::8], 0.01).logs(slice(None)))
     gs, n = scored(work.recipe, small, work.cameras), len(small)
-    truth = pictures(small, work.lego.held)
+    truth, lot = pictures(small, work.lego.held), np.random.default_rng(0).random(n)
     for plain in (0, 3):
-        least = 0
-        for name, score, share, sizes in (
-            ("by significance, 60 %", gs, 0.6, [128]), ("k-means of all", np.ones(n), 1.0, [256, 512, 1024, 2048]),
-            ("60 % by lot", np.random.default_rng(0).random(n), 0.6, [128, 256, 512, 1024]),
-            ("none: all have their own", gs, 0.0, [0]),
-        ):  # fmt: skip
-            for codes in sizes:
-                cut = split(
-                    form.colours[:, plain:],
-                    score,
-                    share=share,
-                    codes=codes,
-                    rounds=100,
-                    chunk=1 << 14,
-                    seed=0,
-                )
-                stream, back, parts, _ = write(form, cut, 0.02)
-                if stream.size >= least:
-                    break
-            least = least or stream.size
-            told = {"bytes": stream.size, "codes": len(cut.book), "psnr": work.lego.seen(back)["psnr"]}
+
+        def made(
+            score: Any, share: float, codes: int, tint: float = 1.0, plain: int = plain
+        ) -> tuple[Any, ...]:
+            learning = {"rounds": 100, "chunk": 1 << 14, "seed": 0}
+            cut = split(form.colours[:, plain:], score, share=share, codes=codes, **learning)
+            return len(cut.book), *write(form, cut, 0.02, tint)
+
+        found = {"by significance, 60 %": made(gs, 0.6, 128)}
+        goal = found["by significance, 60 %"][1].size
+        for name, score, share in (("k-means of all", np.ones(n), 1.0), ("60 % by lot", lot, 0.6)):
+            found[name] = least(goal, lambda k, score=score, share=share: made(score, share, int(k)), 1, n)
+        found["no book, rougher"] = least(goal, lambda k: made(gs, 0.0, 0, 20.0 / k), 1, 200)
+        for name, (codes, stream, back, parts, _) in found.items():
+            told = {"bytes": stream.size, "codes": codes, "psnr": work.lego.seen(back)["psnr"]}
             told["to_unpacked"] = likeness(truth, pictures(back, work.lego.held))["psnr"]
             kind = "of harmonics" if plain else "of all colours"
             keep(
@@ -181,3 +176,16 @@ def books(work: Work) -> None:
                 f"{name}, {kind}",
                 told | {k: parts[k] for k in ("base", "mask", "own", "book", "index")},
             )
+
+
+def least(goal: int, made: Any, low: float, high: float) -> Any:
+    """What is made of the least number whose stream is no smaller than the goal, nearly."""
+    best = made(high)
+    for _ in range(9):
+        middle = (low * high) ** 0.5
+        found = made(middle)
+        if found[1].size >= goal:
+            best, high = found, middle
+        else:
+            low = middle
+    return best

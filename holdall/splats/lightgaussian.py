@@ -24,12 +24,12 @@ class LightGaussian(SplatCodec):
     """Makes a trained scene very small: fewer Gaussians that are trained again to look as all of them did.
 
     Gaussians that add least to the pictures go, the others recover by training on photographs, or on pictures of
-    the scene itself where there are none. Harmonics are cut to a lower degree and taught to look as before. The
-    harmonics of what is seen less become entries of a book; all else is quantised and coded as by `splats.coded`, with
-    which it shares its form. At last colours learn once more, with all as it is stored.
+    the scene itself where there are none. Harmonics are cut to a lower degree and taught to look as before. All is
+    quantised and coded as by `splats.coded`, with which it shares its form; with `vq` the harmonics of what is seen
+    less become entries of a book, as in the paper. At last colours learn once more, with all as it is stored.
 
-    It takes minutes where `splats.coded` takes seconds, and is worth them at small budgets; at large ones, where no
-    Gaussian has to go, `splats.coded` is better.
+    It takes minutes where `splats.coded` takes seconds, and is worth them at small budgets, where Gaussians have to
+    go. What was learnt is what was looked at: for rooms give cameras, for closer looks a larger `width`.
 
     Shapes:
         any scene; the order of Gaussians is not kept.
@@ -41,16 +41,16 @@ class LightGaussian(SplatCodec):
         counts in significance (paper: 0.1). steps: of recovery, and of distillation; half as many at the end; 0: by
         how many Gaussians there are (paper: 5,000). degree: of harmonics that stay (paper: 2). jitter: how far
         pseudo views are away, in parts of the scene's extent (paper: 0.05 units). vq: the share of Gaussians whose
-        harmonics come from the book (paper: 0.6). codes: entries, 0: one for sixteen Gaussians (paper: 8,192).
-        apart: 1: the colour that is the same from all sides is no part of the book; 0: it is (the paper). dial: how
-        rough numbers are where no budget is given. views, width: pictures of a scene that it learns from, and pixels
-        across. seed: of all draws.
+        harmonics come from a book (paper: 0.6; 0 here, since numbers coded in context are better at equal bytes).
+        codes: its entries, 0: one for sixteen Gaussians (paper: 8,192). apart: 1: the colour that is the same from all
+        sides is no part of the book; 0: it is (the paper). dial: how rough numbers are where no budget is given.
+        views, width: pictures of a scene that it learns from, and pixels across. seed: of all draws.
     Differs from the paper:
         pictures of the scene stand for photographs where there are none, before any colour. The budget says how many
-        Gaussians stay. New entries of the book are the vectors whose importance times miss is largest, not the most
-        important ones. Places, forms and the top's harmonics are not float16: they follow a dial and are coded in
-        context, places as a tree. Entries are sorted by likeness and coded by what neighbours have. In the last steps
-        only colours learn.
+        Gaussians stay. Without `vq` there is no book; its new entries are the vectors whose importance times miss is
+        largest, not the most important ones. Places, forms and colours are not float16: they follow a dial and are
+        coded in context, places as a tree. Entries are sorted by likeness and coded by what neighbours have. In the
+        last steps only colours learn.
     Example:
         >>> from holdall.splats.lightgaussian import LightGaussian
         >>> from holdall.splats.made import solids
@@ -78,9 +78,9 @@ class LightGaussian(SplatCodec):
     steps: int = knob(0, "of recovery and of distillation; 0: by Gaussians", paper=5000, other=2)
     degree: int = knob(2, "of harmonics that stay", other=1)
     jitter: float = knob(0.05, "how far pseudo views are away", other=0.0, at={"degree": 1})
-    vq: float = knob(0.6, "share of Gaussians whose harmonics come from the book", other=0.9)
-    codes: int = knob(0, "entries of the book; 0: by Gaussians", paper=8192, other=8)
-    apart: int = knob(1, "whether the book leaves out the plain colour", paper=0, other=0)
+    vq: float = knob(0.0, "share of Gaussians whose harmonics come from a book", paper=0.6, other=0.6)
+    codes: int = knob(0, "entries of the book; 0: by Gaussians", paper=8192, other=8, at={"vq": 0.6})
+    apart: int = knob(1, "whether the book leaves out the plain colour", paper=0, other=0, at={"vq": 0.6})
     dial: float = knob(0.004, "how rough numbers are where no budget is given", other=0.02)
     views: int = knob(48, "pictures of a scene that it learns from", other=1)
     width: int = knob(480, "of these pictures", unit="pixels", other=32)
