@@ -66,7 +66,8 @@ def inside(room: int, count: int, side: int, seed: int) -> list[Camera]:
     middle = np.array([LONG * (room + 0.5), HIGH / 2, 0.0])
     for i in range(count):
         angle, away = 2 * np.pi * (i + rng.uniform(0, 0.6)) / count, rng.uniform(0.3, 0.6, 2)
-        place = [*middle, away[0] * np.cos(angle), rng.uniform(-0.15, 0.15), away[1] * np.sin(angle)]
+        away = np.array([away[0] * np.cos(angle), rng.uniform(-0.15, 0.15), away[1] * np.sin(angle)])
+        place = middle + away
         aim = middle + np.array([-np.cos(angle) * 0.6, rng.uniform(-0.25, 0.25), -np.sin(angle) * 0.5])
         found.append(looking(place, aim, width=side, height=side * 3 // 4, degrees=75))
     return found
@@ -91,11 +92,11 @@ class Rooms:
     (`judged`), and through doors (`seams`, of no room's exposure)."""
 
     def __init__(self, side: int = 48, views: Sequence[int] = VIEWS, seed: int = 0):
-        self.scene = rooms(seed=seed)
+        self.side, self.scene = side, rooms(seed=seed)
         self.cameras: list[Camera] = []
         self.gains: list[float] = []
         self.train, self.judged, self.test = (self._views(counts, side, s) for counts, s in (
-            (views, 1), ([2] * len(views), 2), ([8] * len(views), 3)))  # fmt: skip
+            (views, 1), ([6] * len(views), 2), ([8] * len(views), 3)))  # fmt: skip
         first = len(self.cameras)
         self.cameras += across(6, side, 4)
         self.seams = list(range(first, len(self.cameras)))

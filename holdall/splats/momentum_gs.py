@@ -91,7 +91,7 @@ class MomentumGS(SplatCodec):
     offsets: int = knob(10, "Gaussians of an anchor", other=5)
     neurons: int = knob(32, "of each head of the decoder", other=8)
     steps: int = knob(0, "of all blocks; 0: by what there is to learn", other=4)
-    bits: int = knob(6, "of features and offsets in the file", unit="bits", other=4)
+    bits: int = knob(5, "of features and offsets in the file", unit="bits", other=3)
     place_bits: int = knob(13, "of anchors' places along the scene", unit="bits", other=8)
     degree: int = knob(3, "of harmonics that are unpacked", other=1)
     views: int = knob(16, "pictures of a scene that it is learnt from", other=5)

@@ -27,6 +27,7 @@ from holdall.splats.momentum_gs_shelf import Shelf
 
 View = Callable[[int], tuple[Camera, Any]]  # (number) -> camera and picture [H, W, 3]
 _LAST = 0.05  # of the decoder's rate, at the end
+_FURTHER = 0.5  # the power of the number of processes that the rate grows by
 _KEEP = 0.9  # of a block's running PSNR and SSIM
 _JUDGED = 3  # views of a block that tell how good it is
 
@@ -90,9 +91,9 @@ class Course:
         self.figures = torch.full((len(blocks), 2), math.nan, dtype=torch.float64)
         self.weights = [1.0] * len(blocks)
         self.heard: Callable[[int, Block], None] | None = None
-        self._adam = torch.optim.Adam(
-            list(decoder.params.values()), lr=plan.decoder_rate, eps=1e-15, fused=True
-        )
+        # one step of several processes stands for as many of one: the decoder goes further, and its teacher with it
+        self._rate = plan.decoder_rate * self.crew.world**_FURTHER
+        self._adam = torch.optim.Adam(list(decoder.params.values()), lr=self._rate, eps=1e-15, fused=True)
         self._all = max(1, sum(plan.turns[:-1]) * len(self.mine))
         self._done = 0  # the decoder's steps
 
@@ -152,11 +153,11 @@ class Course:
         params = list(self.decoder.params.values())
         self.crew.mean([p.grad for p in params if p.grad is not None])
         for group in self._adam.param_groups:
-            group["lr"] = self.plan.decoder_rate * _LAST ** min(1.0, self._done / self._all)
+            group["lr"] = self._rate * _LAST ** min(1.0, self._done / self._all)
         self._adam.step()
         self._adam.zero_grad()
         self._done += 1
-        follow(self.teacher, self.decoder, self.plan.momentum)
+        follow(self.teacher, self.decoder, self.plan.momentum**self.crew.world)
 
     @torch.no_grad()
     def _judge(self, learner: Block, block: int) -> None:

@@ -141,7 +141,9 @@ def merged(course: Course, cells: Cells) -> dict[str, torch.Tensor]:
         mine = None
         if b in course.mine:
             state = course.shelf.get(b, NAMES)
-            mine = took(state, torch.from_numpy(cells.of(state["means"].numpy()) == b))
+            own = cells.of(state["means"].numpy()) == b
+            own[0] |= not own.any()  # of what shows nothing all may have been pruned
+            mine = took(state, torch.from_numpy(own))
         found.append(course.crew.from_owner(b, mine, NAMES))
     return {name: torch.cat([f[name] for f in found]) for name in NAMES}
 

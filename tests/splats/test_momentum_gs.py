@@ -283,6 +283,15 @@ def test_photographs_become_the_same_scene_for_the_same_seed_within_a_budget(str
         recipe.fit(strip, memory=10 << 20)
 
 
+def test_a_block_that_lost_all_of_its_own_gives_one(strip):
+    course, anchors = strip.course(Memory()), strip.start.anchors
+    others = strip.cells.of(anchors["means"].numpy()) == 0
+    for b in range(1, 4):
+        course.start(b, took(anchors, torch.from_numpy(others)))
+    found = strip.cells.of(momentum_gs_work.merged(course, strip.cells)["means"].numpy())
+    assert len(found) == others.sum() + 3 and not found.any()
+
+
 def test_memory_decides_how_many_blocks_there_are(strip, monkeypatch):
     monkeypatch.setattr("holdall.meter.resident_bytes", lambda: 200 << 20)
 
