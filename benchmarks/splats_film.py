@@ -111,4 +111,6 @@ def rough(x: SpacetimeScene) -> dict[str, tuple[int, SpacetimeScene]]:
     return {
         "float16 + zstd": halves(x), "8 bits, places 16, + zstd": plainly(x, 8, 16),
         "7 bits, places 12, + zstd": plainly(x, 7, 12), "8 bits + zstd": plainly(x, 8, 8),
+        "6 bits, places 11, + zstd": plainly(x, 6, 11), "5 bits, places 10, + zstd": plainly(x, 5, 10),
+        "4 bits, places 10, + zstd": plainly(x, 4, 10),
     }  # fmt: skip

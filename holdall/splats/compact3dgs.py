@@ -50,7 +50,8 @@ class Compact3DGS(SplatCodec):
         its axes renamed); books are float16. The table is trained as it will be stored. Places are a grid's, coded as
         a tree without loss, where the paper has float16; all codes go through mixed adaptive contexts, not Huffman's.
         Opacities are never reset. No photograph's points: places by lot, less those that photographs show to be
-        empty. Runs are shorter, so masks cost and learn more. Only still scenes.
+        empty. Runs are shorter, so masks cost and learn more. Only still
+        scenes: splats.compact_moving is for others.
     Example:
         >>> from holdall.splats.compact3dgs import Compact3DGS
         >>> from holdall.splats.made import solids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,9 @@ from holdall.splats.residual_learnt import LearntBooks  # noqa: E402
 from holdall.splats.spacetime_train import CompactSpacetimeLearner, SpacetimeLearner  # noqa: E402
 
 COUNT, STEPS = 900, 120
+
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "splats-compact_moving-v1"
 
 
 class Photographs:
@@ -342,3 +346,15 @@ def test_a_still_scene_is_another_methods():
         CompactMoving().encode(moving_solids(20).scene)
     with pytest.raises(BadInput, match="codes: got 500; wanted 1 to 256"):
         CompactMoving(codes=500)
+
+
+def test_the_golden_file_decodes_for_ever():
+    """To the bit but for colours, which are products of matrices."""
+    with Packed.open(f"{GOLDEN}.hold") as packed, np.load(f"{GOLDEN}.npz") as kept:
+        back = CompactMoving.from_dict(packed.meta["method"]).decode(packed).arrays()
+        assert set(back) == set(kept.files)
+        for name, array in back.items():
+            loose = name in ("sh", "features")
+            np.testing.assert_allclose(
+                array, kept[name], rtol=1e-3 if loose else 1e-6, atol=1e-4 if loose else 1e-6
+            )
