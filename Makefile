@@ -7,7 +7,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
 TRAINING := fitting zero optimizers offload ssdtrain gather
 CHECKPOINTS := training bytecheckpoint kills
-SPLATS := raster formats page lightgaussian light4gs
+SPLATS := raster formats page lightgaussian light4gs momentum_gs
 BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vectors vectors_curves vectors_superglobal vectors_colpali vectors_tenants \
 	$(addprefix training_,$(TRAINING)) checkpoints $(addprefix checkpoints_,$(CHECKPOINTS)) \
 	splats $(addprefix splats_,$(SPLATS))
