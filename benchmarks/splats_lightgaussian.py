@@ -52,7 +52,7 @@ def lego(work: Work) -> None:
     scene, raw = work.scene, raw_bytes(work.scene)
     first = work.lego.seen(scene)
     keep("lego", "float32 PLY", {"bytes": raw, "gaussians": len(scene), **first})
-    for budget in (None, "3%", "1.5%"):
+    for budget in (None, *work.asked.budgets.split(",")):
         made, back, took = timed(work.recipe, scene, budget, photos=work.lego)
         for name, packed, shown, seconds in (
             ("lightgaussian", made, back, took), ("coded", *timed(Coded(width=100), scene, made.nbytes)),

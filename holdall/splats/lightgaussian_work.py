@@ -37,6 +37,7 @@ _ALLOWED, _NEAR, _START = 0.99, 0.98, 0.02  # of a budget; and the first dial th
 _FINE = 1e-4  # a dial that shows nowhere: larger budgets stay unused
 _WEIGHED, _WIDE = 12, 320  # views that decide how fine numbers are, and their pixels
 _FEW, _VIEWED = 3, 40  # views of a small scene: the fewest, and Gaussians for one more
+_PLENTY, _SLOWLY = 0.7, 1.5  # the share that stays as bytes allow; how slowly others join, in scenes' bytes
 _HIDDEN = 0.01  # share of its bare self that a Gaussian behind others counts
 _ROUNDS, _CHUNK = 100, 16_384  # of learning a book; vectors of a round
 
@@ -51,7 +52,7 @@ def light(recipe: LightGaussian, x: Scene, limit: int | None, photos: Photos | N
     count = kept(recipe, x, limit, least.nbytes)
     steps = recipe.steps_for(len(x))
     some = x.take(np.sort(np.argsort(-gs, kind="stable")[:count]))
-    whole = some if count == len(x) else recovered(some, look, len(cameras), steps, recipe.seed)
+    whole = recovered(some, look, len(cameras), steps, recipe.seed)
     small = whole
     if whole.degree > recipe.degree:
         small = distilled(whole, recipe.degree, cameras, steps, recipe.seed, recipe.jitter)
@@ -80,11 +81,15 @@ def scored(recipe: LightGaussian, x: Scene, cameras: Sequence[Camera]) -> Any:
 
 
 def kept(recipe: LightGaussian, x: Scene, limit: int | None, fixed: int) -> int:
-    """How many Gaussians stay: the paper's share, or as many as can have so many bytes each."""
+    """How many Gaussians stay: the paper's share, or as many as can have so many bytes each; of the last three tenths
+    fewer, since finer numbers are worth more."""
     if limit is None:
         return max(1, round((1 - recipe.prune) * len(x)))
     each = recipe.each or 4.5 + min(recipe.degree, x.degree)
-    return int(np.clip((limit - fixed) / each, 1, len(x)))
+    share = max(0.0, limit - fixed) / each / len(x)
+    if share > _PLENTY:
+        share = 1 - (1 - _PLENTY) * np.exp((_PLENTY - share) / _SLOWLY)
+    return max(1, int(share * len(x)))
 
 
 def _least(recipe: LightGaussian, one: Scene, cameras: Sequence[Camera]) -> Packed:
