@@ -1,15 +1,15 @@
 """Light4GS on a moving scene made by rule, fitted from its pictures: what the card asks to be shown.
 
-    OMP_NUM_THREADS=1 python benchmarks/splats_light4gs.py [--parts rate,pruning,ladder,rest,speed,axes,prices]
+    OMP_NUM_THREADS=1 python benchmarks/splats_light4gs.py [--parts rate,packed,pruning,ladder,rest,speed,axes,prices]
         [--steps 1500] [--gaussians 2400] [--width 64]
 
 12 cameras at 12 times of `splats.made_moving` (a floor at rest, a ring that turns, a ball that travels, one that
 comes late); a HexScene (h 8, planes of 24 and 48 points, 12 times) is trained on these 144 pictures, and judged on 12
 others from between the cameras and the times. rate: the scene trained on as long as Light4GS trains, without a price,
-whole and pruned, as float16 and as numbers of few bits with zstd; the factorised model; Light4GS. `lost` is against the
-whole scene trained as long. pruning: who goes, by what, and what training brings back. ladder: bytes of the planes by
-contexts. rest: a scene in which nothing moves. speed: CPU time of moving and drawing, alternately. axes: how much of
-planes is used, along main axes and the world's. prices: others. Results: results/splats_light4gs.json.
+whole and pruned, as float16 and as numbers of few bits with zstd, and the factorised model. packed: Light4GS. `lost` is
+against the whole scene trained as long. pruning: who goes, by what, and what training brings back. ladder: bytes of the
+planes by contexts. rest: a scene in which nothing moves. speed: CPU time of moving and drawing, alternately. axes: how
+much of planes is used, along main axes and the world's. prices: others. Results: results/splats_light4gs.json.
 """
 
 from __future__ import annotations
@@ -22,24 +22,22 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from splats_light4gs_ways import TIMES, Halted, in_bits, points_of, rebuilt
+from splats_light4gs_ways import LONGER, TIMES, Bench, Halted, in_bits, rebuilt
 
 from holdall.packed import Packed
 from holdall.report import provenance
-from holdall.splats.hexplane import HexScene
-from holdall.splats.hexplane_learn import SHORT, Course, HexLearner, fit_moving, framed, learnt
+from holdall.splats.hexplane_learn import framed
 from holdall.splats.light4gs import Light4GS
 from holdall.splats.light4gs_file import read
 from holdall.splats.light4gs_hex import PlaneModel
 from holdall.splats.light4gs_learn import spatio_temporal
 from holdall.splats.light4gs_planes import step_of
-from holdall.splats.made_moving import filmed, held_out, moving_solids, ring_of
+from holdall.splats.made_moving import held_out
 from holdall.splats.moving import WHITE, Moving, likeness
 from holdall.splats.raster import render
 from holdall.splats.significance import significance
 
 RESULTS = Path(__file__).parent / "results" / "splats_light4gs.json"
-_ON = 600  # steps: as many as Light4GS takes for this scene
 LADDER = ("intra", "inter", "coarse", "hyper")
 
 
@@ -53,47 +51,8 @@ def keep(part: str, name: str, row: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(found, indent=1))
 
 
-class Bench:
-    def __init__(self, args: argparse.Namespace):
-        self.args, self.truth = args, moving_solids(args.gaussians)
-        self.shots = filmed(self.truth, width=args.width)
-        self.apart = held_out(self.truth, width=args.width)
-        self.cameras = ring_of(12, width=args.width)
-        self.x = self.fitted(self.truth, args.steps)
-        self.packed: Packed | None = None
-
-    def fitted(self, truth: Any, steps: int) -> HexScene:
-        places, colours = points_of(self.truth)
-        shots = filmed(truth, width=self.args.width)
-        start = time.process_time()
-        course = Course(steps=steps, most=len(places) * 5 // 4)
-        x = fit_moving(shots, places, colours, course)
-        print(f"fitted {len(x)} Gaussians in {time.process_time() - start:.0f} s of CPU", flush=True)
-        return x
-
-    def seen(self, x: Moving) -> float:
-        return likeness(x, self.apart)
-
-    def onwards(self, x: HexScene, steps: int) -> HexScene:
-        """Trained on by the same pictures, with no price of bits."""
-        learner = HexLearner(x, steps=steps, rates=SHORT, speed=0.3)
-        learnt(learner, self.shots, Course(steps=steps, still=0.0, grow_until=0.0))
-        return learner.hex_scene(tuple(self.shots))
-
-    def best(self, share: float) -> Any:
-        seen = spatio_temporal(self.x, self.cameras, TIMES)
-        return np.sort(np.argsort(-seen)[: round(len(self.x) * (1 - share))])
-
-    def full(self) -> Packed:
-        if self.packed is None:
-            start = time.process_time()
-            self.packed = Light4GS().encode(self.x)
-            self.packed.notes["cpu_s"] = time.process_time() - start
-        return self.packed
-
-
 def rate(b: Bench) -> None:
-    longer = b.onwards(b.x, _ON)
+    longer = b.longer()
     first = b.seen(longer)
 
     def row(name: str, size: int, shown: Moving, **more: Any) -> None:
@@ -112,25 +71,23 @@ def rate(b: Bench) -> None:
         rebuilt(longer, {k: a.astype(np.float32) for k, a in halves.items()}),
     )
     row("B: 8 bits, zstd, not pruned", *in_bits(longer, 8))
-    plain = b.onwards(b.x.take(b.best(Light4GS().prune)), _ON)
+    plain = b.onwards(b.x.take(b.best(Light4GS().prune)), LONGER)
     row("pruned, trained on, float32", plain.nbytes, plain)
     for bits in (8, 6, 5, 4, 3):
         row(f"B: pruned, planes of {bits} bits, zstd", *in_bits(plain, bits))
     blind = Light4GS(hyper=False, coarse=False, intra=False, inter=False)
     packed = blind.encode(b.x)
     row("C: factorised", packed.nbytes, blind.decode(packed), **packed.notes["parts"])
-    packed = b.full()
+
+
+def packed(b: Bench) -> None:
+    made, first = b.full(), b.seen(b.longer())
     start = time.process_time()
-    back = Light4GS().decode(Packed.from_bytes(packed.to_bytes()))
-    took = time.process_time() - start
-    row(
-        "D: light4gs",
-        packed.nbytes,
-        back,
-        **packed.notes["parts"],
-        pack_s=packed.notes["cpu_s"],
-        unpack_s=took,
-    )
+    back = Light4GS().decode(Packed.from_bytes(made.to_bytes()))
+    took, psnr = time.process_time() - start, b.seen(back)
+    row = {"bytes": made.nbytes, "times": b.x.nbytes / made.nbytes, "gaussians": len(back), "psnr": psnr}
+    more = {"lost": first - psnr, "pack_s": made.notes["cpu_s"], "unpack_s": took}
+    keep("rate", "D: light4gs", row | more | made.notes["parts"])
 
 
 def pruning(b: Bench) -> None:
@@ -216,8 +173,8 @@ def axes(b: Bench) -> None:
 
 
 def prices(b: Bench) -> None:
-    first = b.seen(b.onwards(b.x, _ON))
-    for price, prune in ((0.001, 0.55), (0.003, 0.7)):
+    first = b.seen(b.longer())
+    for price, prune in ((0.0005, 0.4), (0.001, 0.55)):
         packed = Light4GS(lambda_planes=price, lambda_sh=price, prune=prune).encode(b.x)
         shown = Light4GS().decode(packed)
         told = {"bytes": packed.nbytes, "times": b.x.nbytes / packed.nbytes, "lost": first - b.seen(shown)}
@@ -229,6 +186,7 @@ def prices(b: Bench) -> None:
 
 PARTS = {
     "rate": rate,
+    "packed": packed,
     "pruning": pruning,
     "ladder": ladder,
     "rest": rest,

@@ -66,8 +66,8 @@ class Light4GS(MovingCodec):
     }  # fmt: skip
 
     prune: float = knob(0.4, "share of the Gaussians that go", paper=0.64, other=0.7)
-    lambda_planes: float = knob(0.0005, "what a kilobyte of planes costs", other=0.1)
-    lambda_sh: float = knob(0.0005, "what a kilobyte of harmonics costs", other=0.1)
+    lambda_planes: float = knob(0.0001, "what a kilobyte of planes costs", other=0.1)
+    lambda_sh: float = knob(0.0001, "what a kilobyte of harmonics costs", other=0.1)
     steps: int = knob(0, "of learning with that price; 0: by Gaussians, up to 600", other=1)
     rounds: int = knob(0, "in which nets learn what is stored; 0: by planes, up to 150", other=1)
     rate: float = knob(0.02, "of nets in these", other=0.1)
