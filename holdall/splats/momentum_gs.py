@@ -29,15 +29,15 @@ class MomentumGS(SplatCodec):
     stands still while anchors are refined; the file has all anchors and one network.
 
     What is decoded is drawn as the network tells it for each camera (`Scene.seen_from`). Files for other viewers have
-    harmonics and forms fitted to that, which are a little worse. Small scenes have no need of blocks: there
-    `splats.compact3dgs` is better.
+    harmonics and forms fitted to that, which are a little worse. Small scenes have no need of blocks:
+    `splats.compact3dgs` is for those.
 
     Shapes:
         any scene; the order of Gaussians is not kept. A budget leaves out the anchors that are seen least.
     Cost:
         a step is what is in one picture, decoded twice, drawn, and its way back. Memory: one block, its moments and
         the anchors around it; changing blocks writes one and reads one. Under `torch.distributed` (gloo) each process
-        takes every so-manieth block, and gradients of the network are averaged.
+        takes its share of the blocks, and gradients of the network are averaged.
     Knobs:
         blocks: 0: as many as the memory asks for, or 4 (paper: 8). interval: steps of a block before the next (paper:
         not known). momentum: of the teacher (paper: 0.9). lambda_c: how much disagreement with it costs (paper: 50, as
