@@ -27,7 +27,7 @@ from holdall.splats.scene import C0
 from holdall.splats.significance import significance
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "splats-light4gs-v1"
-RECIPE = Light4GS(prune=0.3, steps=60, rounds=30, hidden=8, moments=6)
+RECIPE = Light4GS(prune=0.3, lambda_planes=0.0005, lambda_sh=0.0005, steps=60, rounds=30, hidden=8, moments=6)
 
 
 @pytest.fixture(scope="module")
