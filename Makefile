@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log --no-compile -c constraints.txt
-# All cores compile what pip would compile on one. Some packages carry templates that are no Python: those stay as they are.
-COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
+# All cores compile what pip would compile on one, but for what nobody imports here. Some packages carry templates that
+# are no Python: those stay as they are.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/|/ray/(dashboard|data|llm|rllib|serve|train|tune)/' .venv/lib >/dev/null 2>&1 || true
 WEIGHTS := rows speed others rivals formats qat edkm gguf binary sparse stable_rps adapters
 TRAINING := fitting zero optimizers offload ssdtrain gather
 CHECKPOINTS := training bytecheckpoint kills
@@ -44,7 +45,7 @@ demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
 
 test: .venv/ready-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .

@@ -1,9 +1,39 @@
 """What all tests share."""
 
+import fcntl
 import gc
 import uuid
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory, worker_id):
+    """once(name, make): a path that make(path) has filled, by whichever process of this run asked first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "once"
+    folder.mkdir(exist_ok=True)
+
+    def made(name, make):
+        path = folder / name
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(folder / f"{name}.unfinished")
+                (folder / f"{name}.unfinished").rename(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def smollm2_at_4_bits(once):
+    """The path of SmolLM2 rounded to 4 bits."""
+    from holdall.weights import Model, RoundToNearest
+
+    return str(
+        once("smollm2-4bit.hold", lambda to: RoundToNearest(bits=4).encode(Model.read("smollm2"), to=str(to)))
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")

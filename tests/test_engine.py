@@ -194,11 +194,16 @@ def measured_peak(path: str, memory: int, share: str, letters: int) -> dict[str,
     return told
 
 
+@pytest.fixture(scope="module")
+def compiled() -> None:
+    """What no process here has compiled yet would count as memory."""
+    measured_peak("smollm2", 1_000_000, "25%", 2600)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("share", ["all", "25%"])
-def test_a_real_process_keeps_the_memory_it_was_given(share: str) -> None:
+def test_a_real_process_keeps_the_memory_it_was_given(compiled: None, share: str) -> None:
     """At the very least that the engine itself names, with a prompt of six hundred tokens."""
-    measured_peak("smollm2", 1_000_000, share, 2600)  # compiles what no process here has compiled yet
     least = measured_peak("smollm2", 1_000_000, share, 2600)["least"]
     memory = int(least) + 2_000_000  # its own tokenizer may weigh a little more the next time
     told = measured_peak("smollm2", memory, share, 2600)
@@ -219,14 +224,10 @@ def test_packed_weights_keep_a_small_memory(tmp_path: Path) -> None:
     assert told["peak"] <= 100_000_000
 
 
-def test_the_lean_decoder_answers_as_the_module_does(tmp_path: Path) -> None:
+def test_the_lean_decoder_answers_as_the_module_does(smollm2_at_4_bits: str) -> None:
     """A model whose matrices are packed codes runs without transformers' loop, to the same tokens and scores."""
-    from holdall.weights import RoundToNearest
-
-    path = str(tmp_path / "small.hold")
-    RoundToNearest(bits=4).encode(Model.read("smollm2"), to=path)
-    lean, plain = Engine.open(path), Engine.open(path)
-    question = "Name three colours.\n" + held_out_text()[:900]
+    lean, plain = Engine.open(smollm2_at_4_bits), Engine.open(smollm2_at_4_bits)
+    question = "Name three colours.\n" + held_out_text()[:600]
     answers = []
     for engine in (lean, plain):
         engine.prepare(400, 12)

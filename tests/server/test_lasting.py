@@ -63,13 +63,13 @@ def settled(served: Served) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 4])
 def test_memory_is_flat(opened: Callable[..., Any], slots: int) -> None:
-    """Four hundred requests more leave nothing behind that is worth a name: less than 10 kB each."""
+    """Three hundred requests more leave nothing behind that is worth a name: less than 10 kB each."""
     with serving(*opened(slots=slots)) as served:
-        asyncio.run(crowd(served.url, 200, 0))
+        asyncio.run(crowd(served.url, 120, 0))
         before = settled(served)
-        asyncio.run(crowd(served.url, 400, 1))
+        asyncio.run(crowd(served.url, 300, 1))
         grown = settled(served) - before
-        assert grown < 400 * 10_000
+        assert grown < 300 * 10_000
 
 
 def test_metrics_say_what_happened(opened: Callable[..., Any]) -> None:

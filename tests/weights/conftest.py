@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from holdall.weights import Model, quality
 from holdall.weights.scaling import windows
@@ -14,11 +15,19 @@ def corner():
 
 
 @pytest.fixture(scope="session")
-def learned(corner):
+def learned(corner, once):
     """A small model that has learned the calibration text in float, so that its losses mean something."""
+    x = Model({}, corner.files | {"config.json": json.dumps(_small(corner)).encode()})
+    x.state = load_file(once("learned.safetensors", lambda to: save_file(_learnt(x), to)))
+    return x
+
+
+def _small(corner):
     small = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = corner.config | small | {"head_dim": 32, "num_hidden_layers": 3}
-    x = Model({}, corner.files | {"config.json": json.dumps(config).encode()})
+    return corner.config | small | {"head_dim": 32, "num_hidden_layers": 3}
+
+
+def _learnt(x):
     draw = torch.Generator().manual_seed(0)
     for name, p in x.skeleton().named_parameters():
         if not name.startswith("lm_head"):
@@ -32,5 +41,4 @@ def learned(corner):
         loss.backward()
         adam.step()
     assert float(loss.detach()) < 3.0
-    x.state = {n: p.detach().clone() for n, p in module.named_parameters() if not n.startswith("lm_head")}
-    return x
+    return {n: p.detach().clone() for n, p in module.named_parameters() if not n.startswith("lm_head")}

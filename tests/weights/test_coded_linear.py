@@ -73,10 +73,10 @@ print(json.dumps([meter.peak_bytes, least]))
 
 
 @pytest.mark.slow
-def test_opening_takes_little_more_than_what_is_held(tmp_path):
-    model, path = Model.read("smollm2"), str(tmp_path / "a.hold")
-    RoundToNearest(bits=4).encode(model, to=path)
-    done = subprocess.run([sys.executable, "-c", OPENED, path], capture_output=True, text=True, check=False)
+def test_opening_takes_little_more_than_what_is_held(smollm2_at_4_bits):
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED, smollm2_at_4_bits], capture_output=True, text=True, check=False
+    )
     peak, least = json.loads(done.stdout or "[0, 0]")
     assert 0 < least < peak < 1.2 * least, done.stderr
 

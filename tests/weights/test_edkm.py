@@ -31,8 +31,8 @@ def bits(t):
 
 @pytest.fixture(scope="module")
 def real():
-    """A matrix of SmolLM2 [576, 1536] in bfloat16, and gradients for it."""
-    w = Model.read("smollm2").state["model.layers.0.mlp.down_proj.weight"].bfloat16()
+    """Half a matrix of SmolLM2 [576, 768] in bfloat16, and gradients for it."""
+    w = Model.read("smollm2").state["model.layers.0.mlp.down_proj.weight"][:, :768].bfloat16().contiguous()
     return w, torch.randn(w.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
@@ -61,7 +61,7 @@ def back(w, given, saving=None):
 
 def test_gradients_are_plain_dkms_bit_for_bit_from_a_hundredth_of_the_bytes(real):
     grad, hat, plain = back(*real)
-    assert plain > 150e6
+    assert plain > 75e6
     held = {}
     for name, how in {"marshal": {"unique": False}, "unique": {"marshal": False}, "both": {}}.items():
         saving = Saving(**how)

@@ -37,8 +37,13 @@ EfficientQAT(windows=8, window=64, steps=40).encode(quality.real(), "3bit", to=p
 """
 
 
+@pytest.fixture(scope="module")
+def undisturbed(corner):
+    return EfficientQAT(windows=8, window=64, steps=40).encode(corner, "3bit").to_bytes()
+
+
 @pytest.mark.parametrize("where", ["block", pytest.param("steps", marks=pytest.mark.slow)])
-def test_killed_it_goes_on_and_gives_the_same_bytes(corner, tmp_path, where, monkeypatch):
+def test_killed_it_goes_on_and_gives_the_same_bytes(corner, undisturbed, tmp_path, where, monkeypatch):
     path = str(tmp_path / "a.hold")
     done = subprocess.run(
         [sys.executable, "-c", KILLED, where, path], capture_output=True, text=True, check=False
@@ -52,10 +57,9 @@ def test_killed_it_goes_on_and_gives_the_same_bytes(corner, tmp_path, where, mon
     real, loss = BlockTraining._learn, TokenLoss.__call__
     monkeypatch.setattr(BlockTraining, "_learn", lambda self, k, *a: (blocks.append(k), real(self, k, *a))[1])
     monkeypatch.setattr(TokenLoss, "__call__", lambda *a: (steps.append(1), loss(*a))[1])
-    recipe = EfficientQAT(windows=8, window=64, steps=40)
-    resumed = recipe.encode(corner, "3bit", to=path)
+    resumed = EfficientQAT(windows=8, window=64, steps=40).encode(corner, "3bit", to=path)
     assert blocks == ([1] if where == "block" else []) and len(steps) == (40 if where == "block" else 20)
-    assert resumed.to_bytes() == recipe.encode(corner, "3bit").to_bytes()
+    assert resumed.to_bytes() == undisturbed
     assert [p.name for p in tmp_path.iterdir()] == ["a.hold"]
 
 
@@ -69,6 +73,8 @@ def test_parts_of_other_inputs_are_not_used(corner, tmp_path):
 
 PEAK = """
 import json, sys, torch
+from holdall.memory import return_early
+return_early()  # what is freed is not held
 from holdall.meter import Meter
 from holdall.weights import EfficientQAT, Model, quality
 corner, blocks = quality.real(), int(sys.argv[1])
@@ -90,8 +96,8 @@ print(json.dumps([meter.peak_bytes, 4 * sum(t.numel() for n, t in x.state.items(
 def test_a_further_block_costs_its_numbers_and_not_its_training():
     """Of what it takes as float, which the caller holds, training it would cost six times as much again."""
     peaks = {}
-    for blocks in (3, 9):
+    for blocks in (3, 6):
         words = [sys.executable, "-c", PEAK, str(blocks)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         peaks[blocks], block = json.loads(done.stdout)
-    assert 5 * block < peaks[3] and peaks[9] - peaks[3] < 6 * 0.4 * block
+    assert 5 * block < peaks[3] and peaks[6] - peaks[3] < 3 * 0.4 * block
