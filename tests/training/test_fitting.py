@@ -55,7 +55,8 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def needed():
+def needed(plain):
+    """Of a process that has trained before: what torch sets up once is none of it."""
     model, optimizer = made()
     return facts(Run(model, optimizer), batches()[0], default_loss)
 
