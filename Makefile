@@ -48,8 +48,10 @@ bench-vectors bench-vectors_curves bench-vectors_tenants bench-training_optimize
 demo: .venv/ready
 	@$(BIN)/python examples/first_journey.py
 
+# Plugins that other packages bring along would have all of those packages' modules rewritten at each start.
 test: .venv/ready-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p _hypothesis_pytestplugin \
+		-n 2 --dist worksteal $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
