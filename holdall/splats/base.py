@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdall.budget import Budget
-from holdall.errors import BadInput
+from holdall.errors import BadInput, CorruptArtefact
 from holdall.kinds import Codec, Spend
 from holdall.splats.scene import Scene
 
 if TYPE_CHECKING:
-    pass
+    from numpy.typing import NDArray
+
+    from holdall.method import Method
+    from holdall.packed import Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,20 @@ class SplatCodec(Codec):
         from holdall.splats.formats import write
 
         write(x, url)
+
+
+def within(recipe: Method, *ranges: tuple[str, float, float]) -> None:
+    """BadInput for the first of these knobs (name, least, most) that is outside."""
+    for name, low, high in ranges:
+        if not low <= getattr(recipe, name) <= high:
+            raise BadInput(name, getattr(recipe, name), f"{low} to {high}")
+
+
+def stream_of(packed: Packed, what: str) -> NDArray[Any]:
+    """The one array of a file of this room; CorruptArtefact where it is not."""
+    if "scene" not in packed.arrays:
+        raise CorruptArtefact(what, "it has no stream")
+    return packed.arrays["scene"]
 
 
 def given(x: Any) -> Scene:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from holdall.errors import BadInput, BudgetError, CorruptArtefact
+from holdall.errors import BadInput, BudgetError
 from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.packed import Packed
-from holdall.splats.base import SplatCodec, given
+from holdall.splats.base import SplatCodec, given, stream_of
 from holdall.splats.scene import Scene
 
 _ALLOWED = 0.987  # of a budget is aimed at
@@ -115,9 +115,7 @@ class Coded(SplatCodec):
     def decode(self, packed: Packed) -> Scene:
         from holdall.splats import coded_file
 
-        if "scene" not in packed.arrays:
-            raise CorruptArtefact("a coded scene", "it has no stream")
-        return coded_file.read(packed.arrays["scene"])
+        return coded_file.read(stream_of(packed, "a coded scene"))
 
 
 @dataclass

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from holdall.errors import BadInput, CorruptArtefact
 from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import need
 from holdall.packed import Packed
-from holdall.splats.base import SplatCodec, given
+from holdall.splats.base import SplatCodec, given, stream_of, within
 from holdall.splats.scene import Scene
 
 if TYPE_CHECKING:
@@ -92,15 +91,13 @@ class Compact3DGS(SplatCodec):
     seed: int = knob(0, "of all draws", other=1)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
+        within(
+            self,
             ("steps", 0, 1 << 30), ("levels", 1, 32), ("table", 0, 20), ("neurons", 1, 1024), ("stages", 1, 16),
             ("codes", 1, 128), ("bits", 2, 20), ("degree", 0, 3), ("views", 1, 4096), ("width", 8, 8192),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise BadInput(name, getattr(self, name), f"{low} to {high}")
-        for name in ("lambda_mask", "mask_rate", "field_rate", "quantise", "threshold"):
-            if not 0 <= getattr(self, name) < 1e6:
-                raise BadInput(name, getattr(self, name), "a number of 0 and more")
+            ("lambda_mask", 0, 1e6), ("mask_rate", 0, 1e6), ("field_rate", 0, 1e6), ("quantise", 0, 1e6),
+            ("threshold", 0, 1e6),
+        )  # fmt: skip
 
     def encode(self, x: Scene, budget: Spend = None, *, to: str | None = None) -> Packed:
         need("torch", "splats")
@@ -132,6 +129,4 @@ class Compact3DGS(SplatCodec):
         need("torch", "splats")
         from holdall.splats import compact3dgs_file
 
-        if "scene" not in packed.arrays:
-            raise CorruptArtefact("a compact scene", "it has no stream")
-        return compact3dgs_file.read(packed.arrays["scene"]).scene(self.degree)
+        return compact3dgs_file.read(stream_of(packed, "a compact scene")).scene(self.degree)

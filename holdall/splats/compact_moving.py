@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from holdall.errors import BadInput, CorruptArtefact
+from holdall.errors import BadInput
 from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import need
 from holdall.packed import Packed
+from holdall.splats.base import stream_of, within
 from holdall.splats.base_moving import MovingCodec
 from holdall.splats.moving import Moving
 
@@ -95,14 +96,13 @@ class CompactMoving(MovingCodec):
     seed: int = knob(0, "of all draws", other=1)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
+        within(
+            self,
             ("steps", 0, 1 << 30), ("levels", 1, 32), ("table", 0, 20), ("neurons", 1, 1024), ("stages", 1, 16),
             ("later", 1, 16), ("codes", 1, 256), ("bits", 2, 20), ("views", 1, 4096), ("moments", 1, 4096),
             ("width", 8, 8192), ("lambda_mask", 0, 1e6), ("mask_rate", 0, 1e6), ("field_rate", 0, 1e6),
             ("quantise", 0, 1e6), ("threshold", 0, 1e6), ("motion", 0, 1e6),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise BadInput(name, getattr(self, name), f"{low} to {high}")
+        )  # fmt: skip
 
     @classmethod
     def sniff(cls, url: str, head: bytes) -> bool:
@@ -159,6 +159,4 @@ class CompactMoving(MovingCodec):
         need("torch", "splats")
         from holdall.splats import compact_moving_file
 
-        if "scene" not in packed.arrays:
-            raise CorruptArtefact("a compact scene", "it has no stream")
-        return compact_moving_file.read(packed.arrays["scene"])
+        return compact_moving_file.read(stream_of(packed, "a compact scene"))

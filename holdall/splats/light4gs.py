@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from holdall.errors import BadInput, CorruptArtefact
+from holdall.errors import BadInput
 from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import need
 from holdall.packed import Packed
+from holdall.splats.base import stream_of, within
 from holdall.splats.base_moving import MovingCodec, given_moving
 from holdall.splats.hexplane import HexScene
 
@@ -84,19 +85,14 @@ class Light4GS(MovingCodec):
     seed: int = knob(0, "of all draws", other=1)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
+        within(
+            self,
             ("steps", 0, 1 << 30), ("rounds", 0, 1 << 20), ("hidden", 1, 255), ("bits", 2, 20),
             ("moments", 1, 1 << 12), ("views", 1, 4096), ("width", 8, 8192),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise BadInput(name, getattr(self, name), f"{low} to {high}")
-        for name in ("lambda_planes", "lambda_sh", "rate"):
-            if not 0 <= getattr(self, name) < 1e6:
-                raise BadInput(name, getattr(self, name), "a number of 0 and more")
+            ("lambda_planes", 0, 1e6), ("lambda_sh", 0, 1e6), ("rate", 0, 1e6), ("step", 1e-3, 8),
+        )  # fmt: skip
         if not 0 <= self.prune < 1:
             raise BadInput("prune", self.prune, "a share from 0 to below 1")
-        if not 1e-3 <= self.step <= 8:
-            raise BadInput("step", self.step, "0.001 to 8")
 
     def encode(self, x: HexScene, budget: Spend = None, *, to: str | None = None) -> Packed:
         need("torch", "splats")
@@ -108,6 +104,4 @@ class Light4GS(MovingCodec):
         need("torch", "splats")
         from holdall.splats import light4gs_file
 
-        if "scene" not in packed.arrays:
-            raise CorruptArtefact("a moving scene", "it has no stream")
-        return light4gs_file.scene_of(light4gs_file.read(packed.arrays["scene"]))
+        return light4gs_file.scene_of(light4gs_file.read(stream_of(packed, "a moving scene")))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from holdall.errors import BadInput, CorruptArtefact
 from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import need
 from holdall.packed import Packed
-from holdall.splats.base import SplatCodec, given
+from holdall.splats.base import SplatCodec, given, stream_of, within
 from holdall.splats.scene import Scene
 
 if TYPE_CHECKING:
@@ -87,13 +86,12 @@ class LightGaussian(SplatCodec):
     seed: int = knob(0, "of all draws", other=1)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
+        within(
+            self,
             ("prune", 0, 0.9999), ("each", 0, 1e6), ("beta", 0, 100), ("steps", 0, 1 << 30), ("degree", 0, 3),
             ("jitter", 0, 10), ("vq", 0, 1), ("codes", 0, 8192), ("apart", 0, 1), ("dial", 1e-7, 1e3),
             ("views", 1, 4096), ("width", 8, 8192),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise BadInput(name, getattr(self, name), f"{low} to {high}")
+        )  # fmt: skip
 
     def encode(
         self, x: Scene, budget: Spend = None, *, photos: Photos | None = None, to: str | None = None
@@ -111,6 +109,4 @@ class LightGaussian(SplatCodec):
     def decode(self, packed: Packed) -> Scene:
         from holdall.splats import lightgaussian_file
 
-        if "scene" not in packed.arrays:
-            raise CorruptArtefact("a light scene", "it has no stream")
-        return lightgaussian_file.read(packed.arrays["scene"])
+        return lightgaussian_file.read(stream_of(packed, "a light scene"))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from holdall.errors import BadInput, CorruptArtefact
 from holdall.kinds import Spend
 from holdall.method import Paper, knob
 from holdall.optional import need
 from holdall.packed import Packed
-from holdall.splats.base import SplatCodec, given
+from holdall.splats.base import SplatCodec, given, stream_of, within
 from holdall.splats.scene import Scene
 
 if TYPE_CHECKING:
@@ -99,13 +98,13 @@ class MomentumGS(SplatCodec):
     seed: int = knob(0, "of all draws", other=1)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
+        within(
+            self,
             ("blocks", 0, 256), ("interval", 1, 1 << 30), ("feature", 1, 255), ("offsets", 1, 64), ("degree", 0, 3),
             ("neurons", 1, 1024), ("steps", 0, 1 << 30), ("bits", 1, 8), ("place_bits", 2, 20), ("momentum", 0, 1),
             ("views", 1, 4096), ("width", 8, 8192), ("overlap", 0, 1), ("context", 0, 16), ("weigh_from", 0, 1),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise BadInput(name, getattr(self, name), f"{low} to {high}")
+            ("lambda_c", 0, 1e6), ("sigma", 0, 1e6), ("lambda_volume", 0, 1e6),
+        )  # fmt: skip
 
     def plan(self, steps: int, most: int) -> Plan:
         """Of each block. most: anchors of a block; 1: none are added."""
@@ -149,6 +148,4 @@ class MomentumGS(SplatCodec):
         need("torch", "splats")
         from holdall.splats import momentum_gs_file
 
-        if "scene" not in packed.arrays:
-            raise CorruptArtefact("a scene of anchors", "it has no stream")
-        return momentum_gs_file.read(packed.arrays["scene"]).scene(self.degree)
+        return momentum_gs_file.read(stream_of(packed, "a scene of anchors")).scene(self.degree)
