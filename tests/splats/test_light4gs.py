@@ -102,6 +102,15 @@ def test_planes_come_back_to_the_bit(learnt):
         assert np.array_equal(wanted, two[name]), name
 
 
+def test_noise_is_as_wide_as_a_step_and_becomes_rounding(learnt):
+    learner = priced_learner(RECIPE.but(steps=10), learnt[1])
+    x = torch.linspace(-30, 30, 4001)
+    away = learner._noisy(x) - x
+    assert away.abs().max() <= 0.5 and abs(away.mean()) < 0.02 and abs(away.std() - 12**-0.5) < 0.01
+    learner.done = 7
+    assert torch.equal(learner._noisy(x), x.round())
+
+
 def test_bits_are_what_the_tables_expect_to_the_last_words(packed):
     parts, by_tables = packed.notes["parts"], packed.notes["bits"]
     for name, bits in zip(("planes", "harmonics"), by_tables, strict=True):

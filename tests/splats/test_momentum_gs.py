@@ -202,6 +202,17 @@ def test_disagreement_is_of_what_the_student_shows_and_teaches_only_the_student(
     assert decoder.params["first"].grad.abs().sum() > 0 and teacher.params["first"].grad is None
 
 
+def test_what_the_teacher_tells_is_part_of_what_is_learnt(strip):
+    """One that never moves holds the decoder where it began."""
+    a, place, away = strip.start.anchors, strip.cameras[0].place, []
+    for lambda_c in (0.0, 50.0):
+        course = strip.course(Memory(), Plan(8, interval=4, momentum=1.0, lambda_c=lambda_c, grow_until=0))
+        course.run()
+        told = (d(a["feature"], a["means"], place) for d in (course.decoder, course.teacher))
+        away.append(float(disagreement(*told).detach()))
+    assert 0 < away[1] < 0.5 * away[0]
+
+
 def test_weights_are_one_for_the_best_block_and_rise_to_two():
     assert weight_of(30, 0.9, 30, 0.9, 1.2) == 1
     assert 1.28 < weight_of(29, 0.9, 30, 0.9, 1.2) < 1.31
@@ -322,9 +333,12 @@ def work(rank, folder):
     grad = torch.full((3,), float(rank + 1))
     crew.mean([grad])
     course = strip.course(Memory(), Plan(4, interval=2, grow_until=0), crew=crew)
+    steps = []
+    course.heard = lambda *_: steps.append(course.decoder.params["first"].double().square().sum().item())
     course.run()
     merged = momentum_gs_work.merged(course, strip.cells)
-    told = {"mean": grad.tolist(), "mine": course.mine, "weights": course.weights, "count": len(merged["means"])}
+    told = {"steps": steps}
+    told |= {"mean": grad.tolist(), "mine": course.mine, "weights": course.weights, "count": len(merged["means"])}
     told["decoder"] = [p.double().sum().item() for p in course.decoder.params.values()]
     told["merged"] = [v.double().sum().item() for v in merged.values()]
     open(f"{folder}/{rank}.json", "w").write(json.dumps(told))
@@ -345,6 +359,7 @@ def test_two_processes_share_the_blocks_and_have_one_decoder(tmp_path):
     one, two = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
     assert one["mean"] == [1.5] * 3 and (one.pop("mine"), two.pop("mine")) == ([0, 2], [1, 3])
     assert one == two and one["count"] >= 20
+    assert len(set(one["steps"])) > 2  # in the middle of a turn, too, where only gradients are told
 
 
 def test_processes_must_divide_the_blocks(monkeypatch):
