@@ -27,6 +27,7 @@ from holdall.splats import (  # noqa: E402
 )
 from holdall.splats.compact3dgs_train import Plan, learnt  # noqa: E402
 from holdall.splats.formats import known  # noqa: E402
+from holdall.splats.likeness import photometric  # noqa: E402
 from holdall.splats.raster import render  # noqa: E402
 from holdall.splats.residual import naive_encode  # noqa: E402
 from holdall.splats.residual_learnt import LearntBooks  # noqa: E402
@@ -242,6 +243,18 @@ def test_books_are_taught_by_gradients_and_pass_them_on():
         books.missed.backward()
         books.step()
     assert misses[-1] < misses[0] / 2
+
+
+def test_what_books_miss_is_part_of_the_loss(studio):
+    learner = CompactSpacetimeLearner(
+        studio.start, compact_moving_work._field(CompactMoving(), studio.start, COUNT), lambda_mask=0.0
+    )
+    learner.quantise((3, 2), 16)
+    camera, wanted = studio.photos.cameras[0], torch.as_tensor(studio.photos.image(0))
+    loss = float(learner.loss(camera, wanted).detach())
+    missed = sum(float(books.missed.detach()) for books in learner.books.values())
+    seen = float(photometric(learner.show(camera), wanted).detach())
+    assert missed > 0 and loss == pytest.approx(seen + missed, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 63])

@@ -17,6 +17,7 @@ from holdall.splats.quality import held_out, likeness, pictures
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 
+from holdall.splats import lightgaussian_work  # noqa: E402
 from holdall.splats.coded_form import prepared  # noqa: E402
 from holdall.splats.coded_weights import weighed  # noqa: E402
 from holdall.splats.learner import Learner  # noqa: E402
@@ -108,6 +109,31 @@ def test_harmonics_that_are_taught_lose_less_than_those_that_are_cut(studio, pru
     assert studio.psnr(pruned) - studio.psnr(taught) < 0.7 * lost
     for name in ("means", "scales", "quats", "opacities"):
         assert np.array_equal(getattr(taught, name), getattr(pruned, name))
+
+
+def test_packing_prunes_recovers_distils_and_makes_good(monkeypatch):
+    """In that order, each on what the one before gave."""
+    told = []
+
+    def heard(name):
+        real = getattr(lightgaussian_work, name)
+
+        def act(x, *rest):
+            found = real(x, *rest)
+            if len(x) > 1:  # one Gaussian tells how few bytes there can be
+                told.append((name, x, found))
+            return found
+
+        monkeypatch.setattr(lightgaussian_work, name, act)
+
+    for name in ("recovered", "distilled", "prepared", "tuned"):
+        heard(name)
+    LightGaussian(steps=4, views=3, width=32, prune=0.5).encode(solids(200, degree=3))
+    (one, two, three, four), names = told, [t[0] for t in told]
+    assert names == ["recovered", "distilled", "prepared", "tuned"]
+    assert len(one[1]) == 100 and two[1] is one[2] and three[1] is two[2]
+    assert np.abs(one[2].means - one[1].means).max() > 0 and (two[1].degree, two[2].degree) == (3, 2)
+    assert four[1].done == 2  # steps of colours
 
 
 def test_pseudo_views_teach_what_a_few_views_do_not_show():
