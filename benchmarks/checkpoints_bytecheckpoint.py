@@ -12,7 +12,6 @@ moments of saves that overwrite one step. Results are merged into results/checkp
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import random
@@ -29,6 +28,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
+from keeping import keeper
 
 from holdall.checkpoints import bytecheckpoint_plan
 from holdall.checkpoints.bytecheckpoint import ByteCheckpoint
@@ -38,7 +38,6 @@ from holdall.checkpoints.bytecheckpoint_state import take
 from holdall.checkpoints.layouts import Layout
 from holdall.dropins.dcp import Reader, Writer
 from holdall.meter import Meter
-from holdall.report import provenance
 
 RESULTS = Path(__file__).parent / "results" / "checkpoints_bytecheckpoint.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,14 +49,7 @@ PAIRS = [
 ]  # fmt: skip
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:34s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 34)
 
 
 def training(layers: int) -> dict[str, Any]:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
-from holdall.report import provenance
+from keeping import keeper
 
 RESULTS = Path(__file__).parent / "results" / "checkpoints.json"
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:42s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 42)
 
 
 def synced(folder: Path, forget: bool = False) -> None:

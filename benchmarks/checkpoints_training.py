@@ -16,7 +16,6 @@ what is there. Its state has to be one that was saved, bit for bit, and its loss
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -28,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from keeping import keeper
 
 from holdall.checkpoints import DataStates, DeepCopy, TorchSave
 from holdall.checkpoints.quality import same
 from holdall.files import atomic_write
 from holdall.meter import Meter
-from holdall.report import provenance
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from small_gpt import GPT, windows
@@ -41,14 +40,7 @@ from small_gpt import GPT, windows
 RESULTS = Path(__file__).parent / "results" / "checkpoints_training.json"
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:32s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 32)
 
 
 def text() -> str:

@@ -16,7 +16,6 @@ decoded from the file. Results are merged into results/splats.json.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import tempfile
 import time
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keeping import keeper
 from splats_scenes import FILES, SHARED, scenes
 
 from holdall.packed import Packed
-from holdall.report import provenance
 from holdall.splats.camera import looking
 from holdall.splats.coded import Coded
 from holdall.splats.coded_weights import views, weighed
@@ -47,14 +46,7 @@ OURS: dict[str, Callable[[Scene], Any]] = {
 }  # fmt: skip
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:28s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 28)
 
 
 class Subject:

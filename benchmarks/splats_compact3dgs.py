@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from keeping import keeper
 from splats_lego import LEGO, WHITE, Lego, columns
 
-from holdall.report import provenance
 from holdall.splats import Coded, Compact3DGS, Opacity, Random
 from holdall.splats.compact3dgs_turns import nearest_to_none
 from holdall.splats.formats import ply, spz
@@ -40,14 +40,7 @@ from holdall.splats.scene import Scene
 RESULTS = Path(__file__).parent / "results" / "splats_compact3dgs.json"
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:36s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 36)
 
 
 def rivals(lego: Lego) -> None:

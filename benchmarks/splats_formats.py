@@ -12,7 +12,6 @@ by PlayCanvas's splat-transform, and the other way. Results are merged into resu
 from __future__ import annotations
 
 import argparse
-import json
 import lzma
 import os
 import subprocess
@@ -25,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keeping import keeper
 from splats_scenes import FILES, SHARED, scenes
 
 from holdall.errors import BadInput, CorruptArtefact
-from holdall.report import provenance
 from holdall.splats.formats import chunked, pictures, ply, read, splat, spz
 from holdall.splats.formats.values import by_nearness, sigmoid
 from holdall.splats.made import solids
@@ -42,14 +41,7 @@ WAYS: dict[str, Callable[[Scene], Any]] = {
 SORTED = ("compressed.ply", "sog")  # which put neighbours beside each other
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:28s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 28)
 
 
 def apart(a: Scene, b: Scene, how: str = "rms") -> dict[str, float]:

@@ -15,17 +15,16 @@ much of planes is used, along main axes and the world's. prices: others. Results
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
+from keeping import keeper
 from splats_light4gs_ways import LONGER, TIMES, Bench, Halted, in_bits, rebuilt
 
 from holdall.packed import Packed
-from holdall.report import provenance
 from holdall.splats.hexplane_learn import framed
 from holdall.splats.light4gs import Light4GS
 from holdall.splats.light4gs_file import read
@@ -41,14 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "splats_light4gs.json"
 LADDER = ("intra", "inter", "coarse", "hyper")
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.5g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:40s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 40, 5)
 
 
 def rate(b: Bench) -> None:

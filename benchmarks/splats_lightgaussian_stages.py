@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keeping import keeper
 from splats_lego import Lego
 
 from holdall.packed import Packed
-from holdall.report import provenance
 from holdall.splats import LightGaussian
 from holdall.splats.coded_form import prepared
 from holdall.splats.coded_weights import weighed
@@ -29,14 +28,7 @@ from holdall.splats.significance import volume_term
 RESULTS = Path(__file__).parent / "results" / "splats_lightgaussian.json"
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:36s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 36)
 
 
 def raw_bytes(scene: Scene) -> int:

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from keeping import keeper
 from splats_momentum_gs_trial import BLACK, COUNT, Trial, judged, shown
 from splats_rooms import Rooms
 
-from holdall.report import provenance
 from holdall.splats.momentum_gs_crew import Crew
 from holdall.splats.momentum_gs_file import Anchored, read, write
 from holdall.splats.momentum_gs_shelf import Memory, Shelf
@@ -40,14 +40,7 @@ from holdall.splats.raster import render
 RESULTS = Path(__file__).parent / "results" / "splats_momentum_gs.json"
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:34s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 34)
 
 
 def ways(plan: Plan) -> dict[str, Plan]:

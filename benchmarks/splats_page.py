@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import lzma
 import os
 import shutil
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keeping import keeper
 from PIL import Image
 from selenium import webdriver
 
 from holdall import pack
-from holdall.report import provenance
 from holdall.splats import page_facts
 from holdall.splats.camera import looking
 from holdall.splats.formats import read, write
@@ -42,14 +41,7 @@ SIZE = "const c = document.getElementById('view'); return [c.width, c.height]"
 READY = "return Boolean(globalThis.holdall && holdall.ready())"
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:28s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 28)
 
 
 def plain(name: str, folder: str) -> Opened:

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from keeping import keeper
 from numba import njit
 
-from holdall.report import provenance
 from holdall.splats import naive_raster
 from holdall.splats.camera import NEAR, Camera, around
 from holdall.splats.formats import read
@@ -50,14 +50,7 @@ ENOUGH = 3  # such rounds
 OPERATIONS = 30  # of vectors, for one line of a tile: counted in the machine code, loads and stores aside
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:14s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 14)
 
 
 def scene_of(name: str) -> Scene:

@@ -14,16 +14,15 @@ each mechanism adds, and ways in steps and as float16. Results are merged into r
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from keeping import keeper
 from splats_film import MOST, START, Film, rough
 
-from holdall.report import provenance
 from holdall.splats import Compact3DGS, compact_moving_work
 from holdall.splats.compact3dgs_train import Plan, learnt
 from holdall.splats.compact_moving_file import read, write
@@ -35,14 +34,7 @@ from holdall.splats.spacetime_train import CompactSpacetimeLearner
 RESULTS = Path(__file__).parent / "results" / "splats_spacetime.json"
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:36s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 36)
 
 
 def _row(film: Film, name: str, size: int, x: Moving, **more: Any) -> None:

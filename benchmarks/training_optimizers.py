@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import small_gpt
 import training_optimizers_parts as parts
 import training_optimizers_saved as saved
+from keeping import keeper
 
 from holdall.meter import Meter
-from holdall.report import provenance
 from holdall.training import COATAdamW, SGDSaI, coat_
 
 RESULTS = Path(__file__).parent / "results" / "training_optimizers.json"
@@ -52,14 +52,7 @@ if importlib.util.find_spec("bitsandbytes"):
     KINDS["bitsandbytes AdamW8bit"] = bitsandbytes
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.5g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:34s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 34, 5)
 
 
 def alone(name: str) -> dict[str, float]:

@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from keeping import keeper
 from torch import nn
 
 import holdall.training.zero_session  # noqa: F401 (before processes fork, once for all)
 from holdall.memory import release
 from holdall.meter import resident_bytes
-from holdall.report import provenance
 from holdall.training import ZeRO, zero_plan
 from holdall.training.base import Run
 
@@ -42,14 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "training_zero.json"
 SENT = (2, 2, 2, 3)
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.5g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:24s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+keep = keeper(RESULTS, 24, 5)
 
 
 class Block(nn.Module):

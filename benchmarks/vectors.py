@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import vectors_peers as peers
+from keeping import keeper
 from vectors_data import apart, cold, load, spectrum
 
-from holdall.report import provenance
 from holdall.vectors import SPANN
 from holdall.vectors.quality import recall
 
@@ -50,14 +50,7 @@ print(index.nbytes, anonymous() - start)
 """
 
 
-def keep(part: str, name: str, row: dict[str, Any]) -> None:
-    """Print a row and merge it into the results."""
-    told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in row.items())
-    print(f"{part}: {name:44s} {told}", flush=True)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found.setdefault(part, {})[name] = row
-    found["provenance"] = provenance()
-    RESULTS.write_text(json.dumps(found, indent=1))
+keep = keeper(RESULTS, 44)
 
 
 def aims(index: Any, queries: np.ndarray, wanted: np.ndarray, goal: float) -> dict[str, Any] | None:
